@@ -1,0 +1,108 @@
+"""``TrainingSpec``: what to train, as the one versioned JSON document that travels from the operator to the runner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from airflow_provider_finetune.contract.parameters import FineTuneParameters, LoRAParameters, TrainingParameters
+
+VERSION = 1
+"""Grows only when a reader of the older form would do something wrong; new optional fields do not change it."""
+
+RECORDS: dict[str, type[TrainingParameters]] = {
+    "osft": FineTuneParameters,
+    "sft": FineTuneParameters,
+    "lora_sft": LoRAParameters,
+}
+"""The record of each training-hub algorithm's parameters."""
+
+
+class UnreadableSpec(ValueError):
+    """The document is not a spec that this runner can follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """What one task instance trains. It never holds a secret.
+
+    * ``algorithm``: ``osft``, ``sft`` or ``lora_sft``
+    * ``base_model``, ``dataset``: path, URI or HuggingFace id
+    * ``parameters``: documented names without ``training_``, in their declared types
+    * ``extra_args``: further training-hub keywords
+    * ``work_dir``: directory of this task instance; each lineage gets a numbered directory below it
+    * ``output_model``, ``output_metrics``, ``output_loss_chart``: where to publish; ``None`` is the work directory
+    * ``processes_per_node``: a number, or ``auto`` for one each GPU; ``nodes``: number of workers
+    * ``device``: ``cuda``, ``cpu``, or ``auto`` for CUDA where there is one
+    * ``resume``: ``auto``, ``never``, ``require``; ``keep``: ``model``, ``checkpoints``, ``all``
+    * ``max_dropped``: share of rows (0 to 1) that may be dropped; ``show_samples``: samples to print
+    * ``progress_interval``: seconds between two progress lines
+    """
+
+    algorithm: str
+    base_model: str
+    dataset: str
+    work_dir: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    extra_args: dict[str, Any] = field(default_factory=dict)
+    output_model: str | None = None
+    output_metrics: str | None = None
+    output_loss_chart: str | None = None
+    processes_per_node: int | str = "auto"
+    nodes: int = 1
+    device: str = "auto"
+    resume: str = "auto"
+    keep: str = "model"
+    max_dropped: float = 0.05
+    show_samples: int = 0
+    progress_interval: float = 30.0
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """Return the document; equal specs give equal bytes."""
+        return json.dumps(asdict(self), sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingSpec:
+        """Read a document.
+
+        :param text: what :meth:`to_json` wrote, perhaps in another version of this package.
+        :raises UnreadableSpec: not a JSON object, a newer version, or a field that this version would ignore.
+        """
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise UnreadableSpec(f"The training spec is not JSON: {error}") from error
+        if not isinstance(document, Mapping) or not isinstance(document.get("version"), int):
+            raise UnreadableSpec("The training spec is not a JSON object with a version")
+        unknown = sorted(set(document) - {known.name for known in fields(cls)})
+        if document["version"] > VERSION or unknown:
+            raise UnreadableSpec(
+                f"The training spec (version {document['version']}, unknown fields {unknown}) is newer than this "
+                f"runner, which reads version {VERSION}. Use a runner of the provider's own version"
+            )
+        try:
+            return cls(**document)
+        except TypeError as error:
+            raise UnreadableSpec(f"The training spec lacks a field: {error}") from error
+
+    def record(self) -> TrainingParameters:
+        """Return ``parameters`` as the typed record of the algorithm."""
+        return RECORDS[self.algorithm](**self.parameters)
+
+    def training_hash(self) -> str:
+        """Return a hash of what decides the trained weights: equal hashes may share checkpoints."""
+        return _digest(
+            {name: getattr(self, name) for name in ("algorithm", "base_model", "dataset", "parameters", "extra_args")}
+        )
+
+    def whole_hash(self) -> str:
+        """Return a hash of the whole document: equal hashes are the same request."""
+        return _digest(asdict(self))
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
