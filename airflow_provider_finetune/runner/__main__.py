@@ -1,0 +1,57 @@
+"""``python finetune-runner.pyz run|check --spec spec.json``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from airflow_provider_finetune import __version__
+from airflow_provider_finetune.runner.log import die_with_parent
+from airflow_provider_finetune.runner.workdir import WorkDir
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    :param argv: arguments, ``sys.argv`` where left out.
+    :return: exit status: 0 with a model (or a passed check), 1 with a failure, which the outcome explains.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "work":
+        from airflow_provider_finetune.runner import worker
+
+        die_with_parent()
+        return worker.main(WorkDir(arguments.work_dir), check_only=arguments.check_only)
+    from airflow_provider_finetune.runner import attempt
+
+    if arguments.exit_with_parent:
+        die_with_parent()
+    return attempt.run(
+        arguments.spec, check_only=arguments.command == "check", termination_message=arguments.termination_message
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune-runner", description=f"Fine-tunes one model with training-hub (version {__version__})."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (("run", "check, train, prove and publish"), ("check", "only what can be known before")):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--spec", type=Path, required=True, help="TrainingSpec, JSON")
+        command.add_argument(
+            "--termination-message", type=Path, metavar="FILE", help="where the small form of the outcome goes as well"
+        )
+        command.add_argument(
+            "--exit-with-parent", action="store_true", help="end when the process that started this one is gone"
+        )
+    work = commands.add_parser("work")
+    work.add_argument("--work-dir", type=Path, required=True)
+    work.add_argument("--check-only", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""One attempt from spec to outcome: whatever happens, an outcome is left, and it never claims a model that is not."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_finetune.contract.outcome import Failure, Outcome
+from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
+from airflow_provider_finetune.runner import algorithms, storage, workdir
+from airflow_provider_finetune.runner.chart import render_chart
+from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
+from airflow_provider_finetune.runner.log import OUTCOME_MARK, RunLog, tail
+from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.supervisor import Supervisor
+from airflow_provider_finetune.runner.workdir import WorkDir
+
+_LOG_TAIL_LINES = 40
+
+
+def run(spec_file: Path, *, check_only: bool, termination_message: Path | None) -> int:
+    """Run one attempt.
+
+    :param spec_file: the :class:`~airflow_provider_finetune.contract.spec.TrainingSpec`.
+    :param check_only: end after the check.
+    :param termination_message: a file for the small form, beside the line on standard output.
+    :return: exit status, 0 or 1.
+    """
+    log = RunLog()
+    try:
+        spec = _read(spec_file)
+        work_dir = workdir.create(Path(spec.work_dir))
+    except RunFailed as error:
+        return _leave(Outcome(status="failed", failure=error.failure), None, log, termination_message)
+    log.open(work_dir.log)
+    outcome = _attempt(spec, work_dir, log, check_only=check_only)
+    return _leave(outcome, work_dir, log, termination_message)
+
+
+def _read(spec_file: Path) -> TrainingSpec:
+    try:
+        spec = TrainingSpec.from_json(spec_file.read_text(encoding="utf-8"))
+        spec.record()
+    except (OSError, UnreadableSpec, TypeError, KeyError) as error:
+        raise UserError("spec_unreadable", f"{spec_file}: {error}", "Use a runner of the provider's version") from error
+    return spec
+
+
+def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: bool) -> Outcome:
+    facts: dict[str, Any] = {"work_dir": str(work_dir.path), "spec_hash": spec.whole_hash()}
+    try:
+        storage.put_text(spec.to_json(), work_dir.spec)
+        log.say(f"{spec.algorithm}: {spec.base_model} on {spec.dataset}; work directory {work_dir.path}")
+        epochs = algorithms.effective_parameters(spec)["num_epochs"]
+        supervisor = Supervisor(spec, work_dir, log, epochs=epochs, check_only=check_only)
+        supervisor.run()
+        series, failure = supervisor.series, supervisor.failure
+        facts.update(supervisor.facts)
+        facts["metrics"] = {**series.summary(), **facts["metrics"]} if series.last else facts["metrics"]
+        facts["loss_curve"] = series.curve()
+        if series.last:
+            facts["loss_chart"] = _draw(spec, work_dir, series, facts)
+    except Exception as error:
+        failure = explain(error)
+    if failure is None and not check_only and "model_uri" not in facts:
+        failure = Failure(
+            failure_class="infrastructure",
+            cause="no_model",
+            message="The training process ended without an error and without a model",
+            cure="The last lines of train.log say what it did",
+        )
+    if failure is not None:
+        for name in ("model_uri", "model_path", "model_kind"):
+            facts.pop(name, None)
+        failure = replace(failure, log_tail=tail(work_dir.log, _LOG_TAIL_LINES))
+    known = {item.name for item in fields(Outcome)}
+    status = "failed" if failure else "checked" if check_only else "succeeded"
+    return Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})  # type: ignore[arg-type]
+
+
+def _draw(spec: TrainingSpec, work_dir: WorkDir, series: Series, facts: dict[str, Any]) -> str:
+    """Write chart and metrics into the work directory and where the spec wants them; return the chart's URI."""
+    page = render_chart(series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}")
+    storage.put_text(page, work_dir.chart)
+    metrics = Outcome(status="succeeded", metrics=facts["metrics"], loss_curve=facts["loss_curve"])
+    storage.put_text(metrics.to_json(), work_dir.metrics)
+    chart = work_dir.chart
+    if spec.output_loss_chart:
+        chart = _file(spec.output_loss_chart, "output_loss_chart", "loss.html")
+        storage.put_text(page, chart)
+    if spec.output_metrics:
+        storage.put_text(metrics.to_json(), _file(spec.output_metrics, "output_metrics", "metrics.json"))
+    return chart.as_uri()
+
+
+def _file(uri: str, argument: str, name: str) -> Path:
+    """Return the file that an output means: itself where it has the name's suffix, else ``name`` in that directory."""
+    path = storage.local_path(uri, argument)
+    return path if path.suffix == Path(name).suffix else path / name
+
+
+def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_message: Path | None) -> int:
+    """Write the outcome in both forms: the full one first, since the small one says that all is done."""
+    targets = [(work_dir.outcome, outcome.to_json())] if work_dir else []
+    targets += [(termination_message, outcome.to_small_json())] if termination_message else []
+    if outcome.failure:
+        log.say(outcome.failure.message, "error")
+        log.say(outcome.failure.cure)
+    elif outcome.status == "succeeded":
+        log.say(f"model: {outcome.model_uri} ({outcome.model_kind}), loss chart: {outcome.loss_chart}")
+    for path, text in targets:
+        try:
+            # /dev/termination-log is a mounted file that cannot be renamed over.
+            path.write_text(text, encoding="utf-8") if path == termination_message else storage.put_text(text, path)
+        except OSError as error:
+            log.say(f"The outcome cannot be written to {path}: {error}", "warning")
+    log.machine(OUTCOME_MARK, outcome.to_small_json())
+    sys.stdout.flush()
+    return 0 if outcome.failure is None else 1

@@ -1,0 +1,158 @@
+"""Chat rows from JSONL: reading, checking the structure of every row, and the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.storage import local_path
+
+Message = dict[str, Any]
+
+LINES_KEPT = 20
+"""How many line numbers of a reason are kept: enough to find the pattern, small enough for the outcome."""
+
+
+@dataclass
+class Dropped:
+    """Rows that are not trained on, by reason."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, line: int, reason: str) -> None:
+        """Count one row."""
+        self.rows[reason] = self.rows.get(reason, 0) + 1
+        lines = self.lines.setdefault(reason, [])
+        if len(lines) < LINES_KEPT:
+            lines.append(line)
+
+    @property
+    def total(self) -> int:
+        """How many rows are dropped."""
+        return sum(self.rows.values())
+
+    def describe(self) -> str:
+        """Return one sentence part for each reason, with line numbers."""
+        return "; ".join(
+            f"{count} {'row' if count == 1 else 'rows'}: {reason} (line {_numbers(self.lines[reason], count)})"
+            for reason, count in sorted(self.rows.items(), key=lambda item: -item[1])
+        )
+
+
+def _numbers(lines: list[int], count: int) -> str:
+    shown = ", ".join(str(line) for line in lines[:5])
+    return shown if count <= 5 else f"{shown}, …"
+
+
+@dataclass
+class Structure:
+    """What one pass over the file has found."""
+
+    path: Path
+    rows: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
+    sha256: str = ""
+
+    @property
+    def usable(self) -> int:
+        """How many rows have the right form."""
+        return self.rows - self.dropped.total
+
+
+def locate(dataset: str) -> Path:
+    """Return the JSONL file that ``dataset`` names.
+
+    :raises UserError: missing, a directory, or not JSONL.
+    """
+    path = local_path(dataset, "dataset")
+    if not path.exists():
+        raise UserError(
+            "dataset_missing",
+            f"dataset={dataset!r}: {path} does not exist",
+            "Check the path; a task that makes it must run before this one on the same machine",
+        )
+    if path.is_dir() or path.suffix != ".jsonl":
+        raise UserError(
+            "dataset_format",
+            f"dataset={dataset!r}: this version reads one .jsonl file with chat rows",
+            'Write a line {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} '
+            "for each row",
+        )
+    return path
+
+
+def check_structure(path: Path) -> Structure:
+    """Read every row once, without any tokenizer.
+
+    :param path: JSONL file.
+    :raises UserError: there is no row, or none with the right form.
+    """
+    found = Structure(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            digest.update(line)
+            if not line.strip():
+                continue
+            found.rows += 1
+            reason = _row_fault(line)
+            if reason:
+                found.dropped.add(number, reason)
+    found.sha256 = digest.hexdigest()
+    if not found.rows:
+        raise UserError("dataset_empty", f"The dataset {path} has no row", "Check the task that writes it")
+    if not found.usable:
+        raise UserError(
+            "dataset_unusable",
+            f"The dataset {path} has no usable row among {found.rows}: {found.dropped.describe()}",
+            "Mend the rows named",
+        )
+    return found
+
+
+def chat_rows(path: Path) -> Iterator[tuple[int, list[Message]]]:
+    """Yield line number and messages of each row with the right form."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip() and not _row_fault(line):
+                yield number, json.loads(line)["messages"]
+
+
+def ensure_few_dropped(rows: int, dropped: Dropped, max_dropped: float) -> None:
+    """Hold the share of dropped rows against ``max_dropped``.
+
+    :raises UserError: more are dropped.
+    """
+    if dropped.total > max_dropped * rows:
+        raise UserError(
+            "too_many_rows_dropped",
+            f"{dropped.total} of {rows} rows ({dropped.total / rows:.1%}) cannot be used, more than "
+            f"max_dropped={max_dropped:g} allows: {dropped.describe()}",
+            "Mend the rows named, or raise max_dropped if they may be left out",
+        )
+
+
+def _row_fault(line: bytes) -> str | None:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except ValueError as error:
+        return f"it is not JSON ({getattr(error, 'msg', error)})"
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return "it has no list 'messages'"
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "a message has no 'role'"
+        if not isinstance(message.get("content"), str):
+            return "a message has no text in 'content'"
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        return "it has no assistant message with text"
+    return None

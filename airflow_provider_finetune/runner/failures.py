@@ -1,0 +1,78 @@
+"""Failures as the runner raises them, and the reading of those that the libraries raise."""
+
+from __future__ import annotations
+
+import errno
+
+from airflow_provider_finetune.contract.outcome import Failure, FailureClass
+
+
+class RunFailed(Exception):
+    """The run cannot go on, and it is known why.
+
+    :param failure_class: who must act, see :data:`~airflow_provider_finetune.contract.outcome.FailureClass`.
+    :param cause: short stable name.
+    :param message: what happened to which object.
+    :param cure: what to do.
+    """
+
+    def __init__(self, failure_class: FailureClass, cause: str, message: str, cure: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(failure_class=failure_class, cause=cause, message=message, cure=cure)
+
+
+class UserError(RunFailed):
+    """Something that only the DAG author can change, so that a retry is pointless."""
+
+    def __init__(self, cause: str, message: str, cure: str) -> None:
+        super().__init__("user", cause, message, cure)
+
+
+def explain(error: BaseException) -> Failure:
+    """Say what an exception of ours or of a library means for the user.
+
+    :param error: what ended the run; its causes are looked through as well.
+    :return: a failure; ``library_crash`` where the exception is none that we know.
+    """
+    for link in _chain(error):
+        if isinstance(link, RunFailed):
+            return link.failure
+        if _is_disk_full(link):
+            return Failure(
+                failure_class="resources",
+                cause="disk_full",
+                message=f"The disk is full: {link}",
+                cure="Free space under the work directory, or put it on a larger disk (pvc_path)",
+            )
+        if isinstance(link, MemoryError) or "out of memory" in str(link).lower():
+            return Failure(
+                failure_class="resources",
+                cause="out_of_memory",
+                message=f"Memory did not suffice: {_first_line(link)}",
+                cure="Lower training_max_tokens_per_gpu or training_max_seq_len, or give the training more memory",
+            )
+    return Failure(
+        failure_class="infrastructure",
+        cause="library_crash",
+        message=f"The training ended with {type(error).__name__}: {_first_line(error)}",
+        cure="The traceback stands in train.log",
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    links: list[BaseException] = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    return links
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # safetensors and torch wrap the system's error in one of their own and keep only its text.
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        "No space left on device" in str(error)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:500]

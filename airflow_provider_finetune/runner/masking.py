@@ -1,0 +1,153 @@
+"""Token ids and labels of chat rows: which tokens are trained.
+
+Only what the assistant says is trained, with the token that ends its turn, as SFT and OSFT do. training-hub 0.11's
+``lora_sft`` renders messages to text and trains on the prompts as well; rows of ``input_ids`` and ``labels`` passed
+through (``dataset_type="passthrough"``) keep their mask.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_finetune.runner.dataset import Dropped, Message
+
+IGNORED = -100
+"""The label that torch's cross entropy leaves out of the loss."""
+
+_ROWS_PER_BATCH = 1000
+
+
+class UnstableTemplate(ValueError):
+    """The chat template renders earlier turns differently once later ones follow, so spans cannot be told apart."""
+
+
+@dataclass
+class Tokenised:
+    """What tokenising has found; lengths in tokens, after cutting."""
+
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+    trained_tokens: int = 0
+    cut_rows: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
+
+    @property
+    def rows(self) -> int:
+        """How many rows are trained on."""
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens one epoch reads."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths, default=0)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures for the outcome."""
+        ordered = sorted(self.lengths)
+        return {
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "trained_share": round(self.trained_tokens / max(self.tokens, 1), 4),
+            "loss_on": "assistant",
+            "tokens_median": ordered[len(ordered) // 2] if ordered else 0,
+            "tokens_p95": ordered[int(len(ordered) * 0.95)] if ordered else 0,
+            "tokens_longest": self.longest,
+            "rows_cut": self.cut_rows,
+        }
+
+
+def trained_spans(messages: list[Message], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation and find the characters that the assistant says.
+
+    A span ends with the text that the template puts behind the turn, without white space: the end-of-turn token.
+
+    :param messages: the conversation.
+    :param tokenizer: a transformers tokenizer with a chat template.
+    :return: the rendered text and the ``(start, end)`` of each assistant turn.
+    :raises UnstableTemplate: see there.
+    """
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise UnstableTemplate(f"The chat template renders message {index + 1} differently alone and in context")
+        spans.append((len(before), len(after.rstrip())))
+    return whole, spans
+
+
+def encode(messages: list[Message], tokenizer: Any, max_seq_len: int) -> tuple[list[int], list[int], bool]:
+    """Tokenise one conversation.
+
+    :return: ``input_ids``, ``labels`` (:data:`IGNORED` where not trained), and whether the row was cut to
+        ``max_seq_len`` tokens.
+    """
+    text, spans = trained_spans(messages, tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [
+        token if any(start <= first < end for start, end in spans) else IGNORED
+        for token, (first, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    ids = encoded["input_ids"]
+    return ids[:max_seq_len], labels[:max_seq_len], len(ids) > max_seq_len
+
+
+def tokenise(rows: Iterable[tuple[int, list[Message]]], tokenizer: Any, max_seq_len: int, target: Path) -> Tokenised:
+    """Tokenise all rows into a parquet file with the columns ``input_ids`` and ``labels``.
+
+    :param rows: line number and messages.
+    :param tokenizer: a fast transformers tokenizer with a chat template.
+    :param max_seq_len: longer rows are cut; one that is left without a trained token is dropped.
+    :param target: the file to write.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = Tokenised()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+    batch: list[dict[str, list[int]]] = []
+    with pq.ParquetWriter(target, schema) as writer:
+        for line, messages in rows:
+            row = _encode_or_drop(line, messages, tokenizer, max_seq_len, found)
+            if row:
+                batch.append(row)
+            if len(batch) == _ROWS_PER_BATCH:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                batch = []
+        writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    return found
+
+
+def _encode_or_drop(
+    line: int, messages: list[Message], tokenizer: Any, max_seq_len: int, found: Tokenised
+) -> dict[str, list[int]] | None:
+    try:
+        ids, labels, cut = encode(messages, tokenizer, max_seq_len)
+    except UnstableTemplate:
+        found.dropped.add(line, "the model's chat template renders its earlier turns differently in context")
+        return None
+    except Exception as error:
+        # A template refuses rows by raising whatever its Jinja code says (e.g. roles that do not alternate).
+        found.dropped.add(line, f"the model's chat template refuses it ({error})")
+        return None
+    # The first token is only ever input: the loss compares each token with the one before it.
+    trained = sum(label != IGNORED for label in labels[1:])
+    if not trained:
+        found.dropped.add(line, f"no token of the assistant is left within training_max_seq_len={max_seq_len}")
+        return None
+    found.lengths.append(len(ids))
+    found.trained_tokens += trained
+    found.cut_rows += cut
+    return {"input_ids": ids, "labels": labels}

@@ -1,0 +1,153 @@
+"""The base model before training, and the proof of the model that has come out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.storage import local_path, scheme
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def locate(base_model: str) -> str:
+    """Return the directory or the HuggingFace id that ``base_model`` names.
+
+    :raises UserError: no such directory, or a directory without a config.
+    """
+    if scheme(base_model) == "hf":
+        return base_model[len("hf://") :]
+    path = local_path(base_model, "training_base_model")
+    if not path.exists() and _HUB_ID.match(base_model):
+        return base_model
+    if not path.is_dir():
+        raise UserError(
+            "model_missing",
+            f"training_base_model={base_model!r}: there is no directory {path}",
+            "Check the path, or name a model on the HuggingFace hub as organisation/name",
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(
+            "model_incomplete",
+            f"training_base_model={base_model!r}: {path} has no config.json",
+            "Name the directory that transformers' save_pretrained has written",
+        )
+    return str(path)
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer and make sure that it can render chats.
+
+    :param model: what :func:`locate` returned.
+    :raises UserError: no tokenizer, no chat template, no such model, no right to read it.
+    :raises RunFailed: the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _reading_failed(model, "tokenizer", error) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "tokenizer_not_fast",
+            f"The tokenizer of {model} has no fast form, which tells which characters a token covers",
+            "Save it with tokenizer.json beside the model",
+        )
+    if not tokenizer.chat_template:
+        raise UserError(
+            "model_without_chat_template",
+            f"The tokenizer of {model} has no chat template, so chat rows cannot be rendered",
+            "Take the instruct form of the model, or put a chat_template.jinja into its directory",
+        )
+    return tokenizer
+
+
+def _reading_failed(model: str, what: str, error: Exception) -> RunFailed:
+    text = str(error)
+    names = {type(link).__name__ for link in (error, error.__cause__, error.__context__) if link}
+    if "GatedRepoError" in names or "gated repo" in text or "401" in text or "403" in text:
+        return UserError(
+            "model_gated",
+            f"The HuggingFace hub refuses {model}: its {what} needs rights that were not given",
+            "Accept the model's licence there and hand over a token: secrets={'HF_TOKEN': 'conn:<connection id>'}",
+        )
+    if not Path(model).is_dir() and ("RepositoryNotFoundError" in names or "not a valid model identifier" in text):
+        return UserError(
+            "model_missing",
+            f"The HuggingFace hub has no model {model}, or hides it from this account",
+            "Check the name; a private model needs secrets={'HF_TOKEN': 'conn:<connection id>'}",
+        )
+    if not Path(model).is_dir() and ("connect" in text.lower() or "offline" in text.lower()):
+        return RunFailed(
+            "infrastructure",
+            "hub_unreachable",
+            f"The HuggingFace hub cannot be reached for {model}",
+            "Check the network of this machine, or name a local directory in training_base_model",
+        )
+    return UserError(
+        "model_without_tokenizer",
+        f"The {what} of {model} cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}",
+        "The directory needs the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json",
+    )
+
+
+def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust_remote_code: bool = False) -> None:
+    """Make sure that a LoRA adapter can be loaded onto its base model by somebody else.
+
+    The adapter is held against the base model's architecture, built without memory for weights, so the proof of a
+    large model is as quick as that of a small one.
+
+    :param directory: the adapter as the backend wrote it.
+    :param chat_template: the template that was trained with.
+    :raises RunFailed: a file is missing, a weight is not finite, a tensor has no place in the base model.
+    """
+    import torch
+    from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        weights = load_file(directory / "adapter_model.safetensors")
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+        architecture = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust_remote_code)
+            assert isinstance(config, LoraConfig)
+            expected = get_peft_model_state_dict(get_peft_model(base, config))
+    except Exception as error:
+        raise _broken(directory, f"it cannot be loaded: {error}") from error
+    if {name: tensor.shape for name, tensor in weights.items()} != {n: t.shape for n, t in expected.items()}:
+        raise _broken(directory, "its tensors are not those of a LoRA adapter for the base model")
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise _broken(directory, "it holds weights that are not finite")
+    if tokenizer.chat_template != chat_template:
+        raise _broken(directory, "its chat template is not the one that was trained with")
+
+
+def describe(directory: Path) -> dict[str, int]:
+    """Return size on disk in bytes and number of files of a model directory."""
+    files = [entry for entry in directory.rglob("*") if entry.is_file()]
+    return {"bytes": sum(entry.stat().st_size for entry in files), "files": len(files)}
+
+
+def architecture(directory: str) -> str | None:
+    """Return the architecture's name of a local model, ``None`` where its config does not say."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        return None
+    names: list[str] = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+    return names[0] if names else None
+
+
+def _broken(directory: Path, why: str) -> RunFailed:
+    return RunFailed(
+        "infrastructure",
+        "model_not_loadable",
+        f"The trained model in {directory} is not usable: {why}",
+        "It was not published. The training log says what happened while it was saved",
+    )

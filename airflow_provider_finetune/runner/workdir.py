@@ -1,0 +1,79 @@
+"""The files of one attempt: where each lies, and which attempt this is.
+
+``<task instance>/<n>`` is one lineage. A lineage that has ended, and one of another training, is never written to
+again: a new one starts beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_provider_finetune.runner.failures import UserError
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """Layout of one attempt's directory."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The spec as it was asked for."""
+        return self.path / "spec.json"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the libraries and we have printed."""
+        return self.path / "train.log"
+
+    @property
+    def outcome(self) -> Path:
+        """The full form of the outcome."""
+        return self.path / "outcome.json"
+
+    @property
+    def data(self) -> Path:
+        """Processed training data, unless ``training_data_output_dir`` names another place."""
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """training-hub's output directory."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model, unless ``output_model`` names another place."""
+        return self.path / "model"
+
+    @property
+    def chart(self) -> Path:
+        """The loss chart."""
+        return self.path / "loss.html"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics, unless ``output_metrics`` names another place."""
+        return self.path / "metrics.json"
+
+
+def create(task_instance: Path) -> WorkDir:
+    """Make the directory of a new lineage below the task instance's.
+
+    :param task_instance: ``TrainingSpec.work_dir``.
+    :raises UserError: the directory cannot be written.
+    """
+    try:
+        task_instance.mkdir(parents=True, exist_ok=True)
+        taken = [int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()]
+        path = task_instance / str(max(taken, default=0) + 1)
+        path.mkdir()
+    except OSError as error:
+        raise UserError(
+            "work_dir_not_writable",
+            f"The work directory {task_instance} cannot be written: {error.strerror or error}",
+            "Give the user that runs the training the right to write there, or set pvc_path to another directory",
+        ) from error
+    return WorkDir(path)
