@@ -17,7 +17,9 @@ from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import model, storage
 from airflow_provider_finetune.runner.check import Prepared, check
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.failures import RunFailed, explain
+from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
+from airflow_provider_finetune.runner.metrics import MetricsFollower
+from airflow_provider_finetune.runner.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _Result = TypeVar("_Result")
@@ -59,6 +61,7 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
 
 def _publish_adapter(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:
     """Prove the adapter where the backend wrote it, then put it in place whole."""
+    _refuse_non_finite(spec, work_dir)
     if not (work_dir.checkpoints / "adapter_model.safetensors").is_file():
         raise RunFailed(
             "infrastructure",
@@ -75,6 +78,20 @@ def _publish_adapter(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, 
     shutil.rmtree(arrived)
     events.report(model_uri=target.as_uri(), model_path=str(target), model_kind="adapter")
     _forget(spec, work_dir)
+
+
+def _refuse_non_finite(spec: TrainingSpec, work_dir: WorkDir) -> None:
+    """A model that has seen NaN or infinite losses is no model, though its file may look like one."""
+    summary = Series(MetricsFollower(work_dir.checkpoints, "lora_sft", epochs=1).points()).summary()
+    # In fp16 the loss scaler skips steps with infinite gradients, so only the end counts there.
+    if summary["not_finite"] or (summary["non_finite_steps"] and not spec.extra_args.get("fp16")):
+        raise UserError(
+            "non_finite_loss",
+            f"Loss or gradient was not finite at {summary['non_finite_steps']} of {summary['steps']} steps, first at "
+            f"step {summary['first_non_finite_step']}. No model was published",
+            "Lower the learning rate (training_learning_rate), warm up longer (training_lr_warmup_steps), or look "
+            "for broken rows in the data",
+        )
 
 
 def _link_model_files(source: Path, target: Path) -> None:

@@ -1,0 +1,169 @@
+"""Bad input ends before the first training step, with a message that says what to do.
+
+Each case is the runner as a real process; the outcome says ``user``, so that nobody retries in vain.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.conftest import Ended, RunRunner, chat, write_rows
+
+Spec = dict[str, Any]
+
+
+def refused(ended: Ended, cause: str) -> str:
+    """Check that the run was refused for ``cause`` and return message and cure."""
+    failure = ended.outcome.failure
+    assert failure is not None, ended.output
+    assert (ended.status, failure.failure_class, failure.cause) == (1, "user", cause), failure
+    assert failure.cure
+    assert f"error: {failure.message}" in ended.output
+    assert "step 1/" not in ended.output
+    return f"{failure.message} {failure.cure}"
+
+
+def test_a_dataset_that_is_missing(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    spec["dataset"] = str(tmp_path / "nowhere.jsonl")
+    assert "nowhere.jsonl does not exist" in refused(run_runner(spec), "dataset_missing")
+
+
+def test_a_dataset_that_is_empty(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    spec["dataset"] = str(write_rows(tmp_path / "empty.jsonl", []))
+    assert "has no row" in refused(run_runner(spec), "dataset_empty")
+
+
+def test_a_dataset_of_another_format(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    spec["dataset"] = str(tmp_path / "rows.csv")
+    assert ".jsonl" in refused(run_runner(spec), "dataset_format")
+
+
+def test_a_dataset_without_a_usable_row_names_reasons_and_lines(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"messages": []}, chat("question", " "), {"messages": [{"content": "no role"}]}]
+    spec["dataset"] = str(write_rows(tmp_path / "rows.jsonl", rows))
+    said = refused(run_runner(spec), "dataset_unusable")
+    assert "2 rows: it has no list 'messages' (line 1, 2)" in said
+    assert "it has no assistant message with text (line 3)" in said
+    assert "a message has no 'role' (line 4)" in said
+
+
+def test_json_that_is_broken_names_the_line(run_runner: RunRunner, spec: Spec, dataset: Path) -> None:
+    lines = dataset.read_text().splitlines()
+    lines[4] = lines[4][:-9]
+    lines[9] = "{'messages': []}"
+    dataset.write_text("\n".join(lines))
+    said = refused(run_runner(spec), "too_many_rows_dropped")
+    assert "2 of 24 rows" in said
+    assert "(line 5)" in said
+    assert "(line 10)" in said
+    assert "max_dropped=0.05" in said
+
+
+def test_broken_rows_within_max_dropped_are_left_out_and_said(run_runner: RunRunner, spec: Spec, dataset: Path) -> None:
+    lines = dataset.read_text().splitlines()
+    lines[4] = lines[4][:-9]
+    dataset.write_text("\n".join(lines))
+    ended = run_runner(spec, "check")
+    assert ended.outcome.dataset["rows_used"] == 23
+    assert "warning: not trained on: 1 row: it is not JSON" in ended.output
+
+
+def test_rows_of_which_nothing_to_train_on_is_left(run_runner: RunRunner, spec: Spec) -> None:
+    spec["parameters"]["max_seq_len"] = 10
+    assert "raise training_max_seq_len" in refused(run_runner(spec), "dataset_unusable")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/rows.jsonl", "pvc://claim/rows.jsonl", "https://host/rows.jsonl"])
+def test_a_dataset_that_this_version_cannot_reach(run_runner: RunRunner, spec: Spec, uri: str) -> None:
+    spec["dataset"] = uri
+    assert uri in refused(run_runner(spec), "unsupported_uri")
+
+
+def test_a_model_that_is_missing(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    spec["base_model"] = str(tmp_path / "no-model")
+    assert "there is no directory" in refused(run_runner(spec), "model_missing")
+
+
+Damage = Callable[[Path], None]
+
+
+def _without_tokenizer(model: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda model: (model / "config.json").unlink(), "model_incomplete"),
+        (_without_tokenizer, "model_without_tokenizer"),
+        (lambda model: (model / "chat_template.jinja").unlink(), "model_without_chat_template"),
+    ],
+    ids=["config", "tokenizer", "chat template"],
+)
+def test_a_model_that_lacks_something(
+    run_runner: RunRunner, spec: Spec, tiny_model: Path, tmp_path: Path, damage: Damage, cause: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    damage(model)
+    spec["base_model"] = str(model)
+    assert str(model) in refused(run_runner(spec), cause)
+
+
+def test_a_hub_that_cannot_be_reached_may_be_reached_by_a_retry(run_runner: RunRunner, spec: Spec) -> None:
+    spec["base_model"] = "hf://someone/some-model"
+    failure = run_runner(spec).outcome.failure
+    assert failure is not None
+    assert (failure.failure_class, failure.cause) == ("infrastructure", "hub_unreachable")
+    assert "someone/some-model" in failure.message
+
+
+def test_a_work_directory_that_cannot_be_written(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spec["work_dir"] = str(tmp_path / "file" / "work")
+    assert str(tmp_path / "file" / "work") in refused(run_runner(spec), "work_dir_not_writable")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(
+    run_runner: RunRunner, spec: Spec, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    spec["output_model"] = str(tmp_path / "file" / "model")
+    assert "output_model" in refused(run_runner(spec), "output_not_writable")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantisation_on_a_cpu(run_runner: RunRunner, spec: Spec, bits: int) -> None:
+    spec["parameters"][f"lora_load_in_{bits}bit"] = True
+    assert f"training_lora_load_in_{bits}bit=True" in refused(run_runner(spec), "quantisation_needs_cuda")
+
+
+def test_a_keyword_that_training_hub_would_drop(run_runner: RunRunner, spec: Spec) -> None:
+    spec["extra_args"] = {"wieght_decay": 0.1}
+    assert "would ignore wieght_decay" in refused(run_runner(spec), "keyword_unknown")
+
+
+def test_a_gpu_that_was_asked_for(run_runner: RunRunner, spec: Spec) -> None:
+    spec["device"] = "cuda"
+    assert "training_resource_gpu_per_worker=0" in refused(run_runner(spec), "cuda_not_there_yet")
+
+
+def test_an_interpreter_without_training_hub(
+    run_runner: RunRunner, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", sys._base_executable)  # type: ignore[attr-defined]
+    assert "local_python" in refused(run_runner(spec), "training_hub_missing")
+
+
+@pytest.mark.parametrize("document", ["{", '{"version": 99}', '{"version": 1, "algorithm": "lora_sft", "colour": "red"}'])
+def test_a_spec_that_cannot_be_followed(run_runner: RunRunner, document: str) -> None:
+    assert "spec.json" in refused(run_runner(document if document == "{" else json.loads(document)), "spec_unreadable")

@@ -1,0 +1,117 @@
+"""Every documented parameter x three algorithms x the installed training-hub.
+
+* each parameter has a fate for each algorithm, and no other name has one
+* what is sent is a keyword that the installed library reads
+* what the library would drop is an error that names it and the version
+* the cures of the field's mistakes are in the keywords
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
+from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
+from airflow_provider_finetune.runner import algorithms
+from airflow_provider_finetune.runner.algorithms import FATES, Sent, WithoutEffect
+from airflow_provider_finetune.runner.backends import trl
+from airflow_provider_finetune.runner.failures import UserError
+
+BACKENDS = {"osft": ["mini-trainer"], "sft": ["instructlab-training"], "lora_sft": ["unsloth", "trl"]}
+DOCUMENTED = [
+    (algorithm, item.name)
+    for algorithm, record in RECORDS.items()
+    for item in fields(record)
+    if item.name not in OPERATOR_ONLY
+]
+
+
+def keywords(algorithm: str, device: str = "cuda", extra: dict[str, Any] | None = None, **given: Any) -> dict[str, Any]:
+    spec = TrainingSpec(
+        algorithm=algorithm, base_model="m", dataset="d", work_dir="w", parameters=given, extra_args=extra or {}
+    )
+    paths = {"data_path": "data", "model_path": "model", "checkpoints": "ckpt", "data_dir": "processed"}
+    return algorithms.keywords(spec, device=device, **paths)
+
+
+@pytest.mark.parametrize("algorithm", RECORDS)
+def test_each_documented_parameter_has_one_fate(algorithm: str) -> None:
+    assert set(FATES[algorithm]) == {name for which, name in DOCUMENTED if which == algorithm}
+
+
+@pytest.mark.parametrize(("algorithm", "name"), DOCUMENTED)
+def test_what_is_sent_is_read_by_the_installed_library(algorithm: str, name: str) -> None:
+    trl.register()
+    for backend in BACKENDS[algorithm]:
+        fate = algorithms.fates(algorithm, "cpu" if backend == "trl" else "cuda")[name]
+        if isinstance(fate, Sent):
+            assert fate.keyword in algorithms.accepted_keywords(algorithm, backend)
+
+
+@pytest.mark.parametrize(("algorithm", "name"), DOCUMENTED)
+def test_what_has_no_effect_is_said_when_somebody_sets_it(algorithm: str, name: str) -> None:
+    default = getattr(RECORDS[algorithm](), name)
+    other = {bool: not default, str: "x", list: ["x"]}.get(type(default), 17)
+    spec = TrainingSpec(algorithm=algorithm, base_model="m", dataset="d", work_dir="w", parameters={name: other})
+    said = algorithms.without_effect(spec, "cuda")
+    assert bool(said) == isinstance(FATES[algorithm][name], WithoutEffect)
+    assert all(f"training_{name}={other!r}" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("algorithm", RECORDS)
+def test_defaults_are_sent_whole_and_nothing_of_them_would_be_dropped(algorithm: str) -> None:
+    backend = trl.register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
+    algorithms.refuse_what_would_be_dropped(algorithm, backend, keywords(algorithm))
+
+
+@pytest.mark.parametrize("algorithm", RECORDS)
+def test_a_misspelt_keyword_is_refused_by_name_and_version(algorithm: str) -> None:
+    backend = trl.register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
+    with pytest.raises(UserError, match=f"training-hub {version('training-hub')} would ignore learning_rte"):
+        algorithms.refuse_what_would_be_dropped(algorithm, backend, ["learning_rte"])
+
+
+def test_reserved_lora_keywords_are_refused_though_the_signature_takes_them() -> None:
+    with pytest.raises(UserError, match="flash_attention, tf32"):
+        algorithms.refuse_what_would_be_dropped("lora_sft", "unsloth", ["flash_attention", "tf32"])
+
+
+def test_osft_refuses_tensorboard_which_mini_trainer_lacks() -> None:
+    with pytest.raises(UserError, match="tensorboard_log_dir"):
+        algorithms.refuse_what_would_be_dropped("osft", "mini-trainer", ["tensorboard_log_dir"])
+
+
+def test_sft_sends_its_seed_under_the_name_that_the_backend_reads() -> None:
+    assert keywords("sft", seed=3)["random_seed"] == 3
+
+
+def test_sft_saves_a_model_at_each_epoch_and_no_full_state_by_default() -> None:
+    sent = keywords("sft")
+    assert sent["checkpoint_at_epoch"] is True
+    assert sent["accelerate_full_state_at_epoch"] is False
+
+
+def test_sft_gets_its_sharding_strategy_as_an_object_of_the_library() -> None:
+    assert keywords("sft", fsdp_sharding_strategy="SHARD_GRAD_OP")["fsdp_options"].sharding_strategy.name == "SHARD_GRAD_OP"
+
+
+def test_osft_scheduler_options_are_numbers() -> None:
+    sent = keywords("osft", lr_scheduler="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": "2", "power": "0.5"})
+    assert sent["lr_scheduler_kwargs"] == {"num_cycles": 2, "power": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rate", "warmup", "epochs"), [("osft", 5e-6, 0, 1), ("sft", 5e-6, 0, 1), ("lora_sft", 2e-4, 10, 3)]
+)
+def test_none_means_what_the_component_says(algorithm: str, rate: float, warmup: int, epochs: int) -> None:
+    sent = keywords(algorithm)
+    assert (sent["learning_rate"], sent["warmup_steps"], sent["num_epochs"]) == (rate, warmup, epochs)
+
+
+def test_extra_args_may_not_replace_what_the_operator_sets() -> None:
+    with pytest.raises(UserError, match="learning_rate, save_model"):
+        algorithms.with_extra_args(keywords("lora_sft"), {"learning_rate": 1.0, "save_model": False, "max_grad_norm": 1})
