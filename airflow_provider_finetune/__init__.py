@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_provider_finetune.operators.finetune import FineTuneOperator
     from airflow_provider_finetune.operators.lora import LoRAOperator
+    from airflow_provider_finetune.provider_info import get_provider_info
 
 __version__ = "0.1.0"
 
 __all__ = ["FineTuneOperator", "LoRAOperator", "get_provider_info"]
 
-_OPERATORS = {
+_MODULES = {
     "FineTuneOperator": "airflow_provider_finetune.operators.finetune",
     "LoRAOperator": "airflow_provider_finetune.operators.lora",
+    "get_provider_info": "airflow_provider_finetune.provider_info",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OPERATORS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_OPERATORS[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
