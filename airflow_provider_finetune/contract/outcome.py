@@ -1,18 +1,20 @@
 """``Outcome``: what came of a training, as the one versioned JSON document that travels back from the runner.
 
 The full form is a file beside the model. The small form fits the 4,096 bytes that a kubelet keeps of a container's
-termination message; what does not fit is left out in the order of importance: curve, data set, versions first.
+termination message. Status, model URI, metrics and failure matter most, in this order; what does not fit is left out
+from the other end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 VERSION = 1
 SMALL_FORM_BYTES = 4096
+
+Status = Literal["succeeded", "checked", "failed"]
 
 FailureClass = Literal["user", "resources", "infrastructure", "preempted"]
 """Who must act: the DAG author; more memory or disk; nobody, another try may do; nobody, a retry resumes."""
@@ -52,7 +54,7 @@ class Outcome:
     * ``work_dir``: the directory of this attempt
     """
 
-    status: Literal["succeeded", "checked", "failed"]
+    status: Status
     model_uri: str | None = None
     model_path: str | None = None
     model_kind: str | None = None
@@ -80,36 +82,49 @@ class Outcome:
         try:
             document = json.loads(text)
             known = {name: document[name] for name in (item.name for item in fields(cls)) if name in document}
+            # Where a program left no message, a kubelet takes the end of its log, which may be any JSON.
+            if known.get("status") not in get_args(Status):
+                raise ValueError("its status is none of ours")
             failure = known.get("failure")
-            if isinstance(failure, Mapping):
+            if failure is not None:
                 names = {item.name for item in fields(Failure)}
                 known["failure"] = Failure(**{key: value for key, value in failure.items() if key in names})
             return cls(**known)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UnreadableOutcome(f"This is not an outcome of the runner: {error}") from error
 
     def to_small_json(self) -> str:
         """Return the form for a termination message: at most :data:`SMALL_FORM_BYTES` bytes of UTF-8."""
         document = {key: value for key, value in asdict(self).items() if value not in (None, {}, [])}
-        curve: list[list[float]] = document.get("loss_curve", [])
-        log_tail: list[str] = document.get("failure", {}).get("log_tail", [])
         while _size(document) > SMALL_FORM_BYTES:
-            if len(curve) > 2:
-                curve[:] = [curve[0], *curve[2:-1:2], curve[-1]] if len(curve) > 4 else []
-            elif log_tail:
-                log_tail.pop(0)
-            else:
-                self._drop_least_important(document)
+            _take_from(document)
         return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
-    @staticmethod
-    def _drop_least_important(document: dict[str, Any]) -> None:
-        for name in ("loss_curve", "dataset", "versions", "metrics"):
-            if document.pop(name, None) is not None:
-                return
-        failure = document["failure"]
-        longest = max(("message", "cure"), key=lambda name: len(failure.get(name, "")))
-        failure[longest] = failure[longest][: len(failure[longest]) // 2] + "…"
+
+_SHORTEST_TEXT = 200
+"""Characters that are left at least of a failure's message and cure while there are metrics to leave out."""
+
+
+def _take_from(document: dict[str, Any]) -> None:
+    """Take away or shorten what matters least of what is there."""
+    curve, failure = document.get("loss_curve", []), document.get("failure", {})
+    texts = {name: len(failure.get(name, "")) for name in ("message", "cure", "cause")}
+    longest = max(texts, key=lambda name: texts[name])
+    leaving = next((name for name in _LEAVING if name in document), None)
+    if len(curve) > 4:
+        curve[:] = [curve[0], *curve[2:-1:2], curve[-1]]
+    elif leaving in ("loss_curve", "dataset", "versions"):
+        del document[leaving]
+    elif failure.get("log_tail"):
+        del failure["log_tail"][0]
+    elif leaving and texts[longest] <= _SHORTEST_TEXT:
+        del document[leaving]
+    else:
+        failure[longest] = failure[longest][: texts[longest] // 2] + "…"
+
+
+_LEAVING = ("loss_curve", "dataset", "versions", "metrics", "work_dir", "loss_chart", "model_path", "model_uri")
+"""What the small form may lack, in this order; the last ones only where a path alone is thousands of bytes long."""
 
 
 def _size(document: dict[str, Any]) -> int:

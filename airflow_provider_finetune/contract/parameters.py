@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -29,7 +28,7 @@ BACKENDS = {"OSFT": "mini-trainer", "SFT": "instructlab-training"}
 
 FSDP_STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD")
 
-_QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$")
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?")
 _CREDENTIAL = re.compile(r"(_TOKEN|_API_KEY|_SECRET|_PASSWORD|_ACCESS_KEY\w*)$")
 
 
@@ -146,14 +145,14 @@ OPERATOR_ONLY = frozenset(
         "metadata_annotations",
     }
 )
-"""Fields that say where to run, or that the spec carries under a name of its own: not in ``TrainingSpec.parameters``."""
+"""Fields that say where to run or that the spec carries by a name of its own: not in ``TrainingSpec.parameters``."""
 
 
 def coerce(declared: Any, value: Any) -> Any:
     """Turn ``value`` into the declared type.
 
     Rendered templates are strings, so ``"1e-5"`` is a float, ``"true"`` a bool, ``"a=1,b=2"`` a dict, ``"q,v"`` a
-    list; for an optional type ``""`` and ``"None"`` (what Jinja makes of ``None``) are ``None``.
+    list; ``"None"`` is what Jinja makes of ``None``, and for an optional type ``""`` is ``None`` as well.
 
     :param declared: a type of the records above, e.g. ``int``, ``float | None`` or ``dict[str, str]``.
     :param value: what was given.
@@ -162,9 +161,9 @@ def coerce(declared: Any, value: Any) -> Any:
     if get_origin(declared) is UnionType:
         inner = next(kind for kind in get_args(declared) if kind is not type(None))
         return None if value is None or value in ("", "None") else coerce(inner, value)
-    if value is None:
+    if value is None or value == "None":
         raise ValueError("it must not be None")
-    return _COERCIONS[get_origin(declared) or declared](value)
+    return _COERCIONS[declared](value)
 
 
 def _to_bool(value: Any) -> bool:
@@ -180,13 +179,14 @@ def _to_int(value: Any) -> int:
     number = _to_float(value, "a whole number")
     if not number.is_integer():
         raise ValueError("it must be a whole number")
-    return int(number)
+    # A float holds 53 bits, and a seed may have 64.
+    return int(value) if isinstance(value, int) or str(value).isdecimal() else int(number)
 
 
 def _to_float(value: Any, expected: str = "a number") -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"it must be {expected}")
@@ -196,6 +196,8 @@ def _to_float(value: Any, expected: str = "a number") -> float:
 def _to_str(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("it must be a text")
+    if value == "":
+        raise ValueError("it must not be empty")
     return str(value)
 
 
@@ -216,6 +218,14 @@ def _to_pairs(value: Any) -> dict[str, Any]:
     return pairs
 
 
+def _to_texts(value: Any) -> dict[str, str]:
+    pairs = _to_pairs(value)
+    for key, inner in pairs.items():
+        if isinstance(inner, bool) or not isinstance(inner, (str, int, float)):
+            raise ValueError(f"the value of {key} must be a text")
+    return {key: str(inner) for key, inner in pairs.items()}
+
+
 def _to_names(value: Any) -> list[str]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -229,12 +239,12 @@ _COERCIONS: dict[Any, Callable[[Any], Any]] = {
     int: _to_int,
     float: _to_float,
     str: _to_str,
-    dict: _to_pairs,
-    list: _to_names,
+    dict[str, str]: _to_texts,
+    dict[str, Any]: _to_pairs,
+    list[str]: _to_names,
 }
 
 
-@cache
 def declared_types(record: type[TrainingParameters]) -> dict[str, Any]:
     """Return the declared type of each field of ``record``, by name."""
     return get_type_hints(record)
@@ -391,17 +401,18 @@ def check(
     :param given: documented names without ``training_``; a name that is missing has its default.
     :param is_known: false for a value that is not known yet; its checks are left for later.
     :param further_rules: e.g. :data:`CLUSTER_RULES`.
-    :return: the known values in their declared types, and the problems in the order of the record.
+    :return: the known values in their declared types, and the problems: of single values in the order of
+        the record, then those between values.
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
-    defaults = record()
+    defaults, types = record(), declared_types(record)
     for declared in fields(record):
         value = given.get(declared.name, getattr(defaults, declared.name))
         if not is_known(value):
             continue
         try:
-            value = coerce(declared_types(record)[declared.name], value)
+            value = coerce(types[declared.name], value)
             _check_limits(value, declared.metadata)
         except ValueError as error:
             problems.append(_problem(declared.name, value, str(error), _usual(declared.name, defaults)))
@@ -426,7 +437,7 @@ def _check_limits(value: Any, limits: Mapping[str, Any]) -> None:
         raise ValueError(f"it must be above {limits['above']}")
     if limits["below"] is not None and value >= limits["below"]:
         raise ValueError(f"it must be below {limits['below']}")
-    if limits["pattern"] is not None and not limits["pattern"].match(value):
+    if limits["pattern"] is not None and not limits["pattern"].fullmatch(value):
         raise ValueError(f"it must be a Kubernetes quantity like {limits['like']}")
 
 
