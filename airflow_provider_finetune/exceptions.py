@@ -6,22 +6,26 @@
     └── FineTuneError                 every error of this provider
         ├── InvalidParameters         the DAG author must change a value; never retried (AirflowFailException)
         └── TrainingFailed            there is no model; a retry may help and resumes where it can
-            └── TrainingRejected      there is no model and the DAG author must act; never retried (AirflowFailException)
+            └── TrainingRejected      no model, and the DAG author must act; never retried (AirflowFailException)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.parameters import Problem
 
-try:
+if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
-except ImportError:  # Airflow 3.1 has them in the core package only
-    from airflow.exceptions import AirflowFailException, AirflowNotFoundException
+else:
+    try:
+        from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+    except ImportError:  # Airflow 3.1 has them in the core package only
+        from airflow.exceptions import AirflowFailException, AirflowNotFoundException
 
 __all__ = [
     "AirflowFailException",

@@ -50,7 +50,7 @@ class RunnerProcess:
         :return: exit status; ``-n`` where signal ``n`` ended it.
         :raises OSError: the program cannot be started.
         """
-        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+        self._process = subprocess.Popen(
             self.command,
             env=self.env,
             cwd=self.cwd,
@@ -85,9 +85,7 @@ class RunnerProcess:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
-    def _follow(
-        self, process: subprocess.Popen[bytes], on_line: Callable[[str], None], ask_at: float | None
-    ) -> None:
+    def _follow(self, process: subprocess.Popen[bytes], on_line: Callable[[str], None], ask_at: float | None) -> None:
         """Pass on the output until the process has ended and what it left in the pipe is read."""
         assert process.stdout is not None
         output = _Lines(process.stdout.fileno())

@@ -1,6 +1,7 @@
 """Measure what importing both operators adds to a DAG-parsing process that already has the Task SDK.
 
-Run it with an interpreter that has Airflow and this package: ``python bench/import_cost.py``. Exits with 1 over the goal.
+Run it with an interpreter that has Airflow and this package: ``python bench/import_cost.py``.
+It exits with 1 where the goal is missed.
 """
 
 from __future__ import annotations

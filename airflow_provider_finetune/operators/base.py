@@ -12,7 +12,7 @@ from airflow.sdk import Asset, BaseOperator
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.contract.parameters import Problem, TrainingParameters, credential_names
 from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters, training_error
-from airflow_provider_finetune.operators.arguments import is_known, none_if_empty, problems_of, seconds
+from airflow_provider_finetune.operators.arguments import none_if_empty, problems_of, seconds
 from airflow_provider_finetune.operators.assets import assets_without_scheme, plain
 from airflow_provider_finetune.operators.connections import mask, resolve_secrets
 from airflow_provider_finetune.operators.request import local_directory, local_spec, work_directory
@@ -310,7 +310,7 @@ class TrainingOperator(BaseOperator):
         for key in ("model_uri", "metrics", "loss_chart"):
             context["ti"].xcom_push(key=key, value=result[key])
         if self._model_asset is not None:
-            extra = {"model_uri": outcome.model_uri, "metrics": outcome.metrics}
+            extra: dict[str, Any] = {"model_uri": outcome.model_uri, "metrics": outcome.metrics}
             context["outlet_events"][self._model_asset].extra = extra
         return result
 

@@ -76,6 +76,7 @@ def local(stand_in: str, tmp_path: Path) -> dict[str, Any]:
 def parse(local: dict[str, Any]) -> Iterator[Callable[..., SimpleNamespace]]:
     """Write a DAG file and let Airflow read it; return its ``dag`` (or ``None``) and its import ``error``."""
     file = _HOME / "dags" / "file.py"
+
     def parse_dag(body: str, *, dag_arguments: str = "") -> SimpleNamespace:
         name = f"dag_{next(_ids)}"
         header = (
@@ -94,9 +95,7 @@ def parse(local: dict[str, Any]) -> Iterator[Callable[..., SimpleNamespace]]:
 
 
 @pytest.fixture
-def run(
-    parse: Callable[..., SimpleNamespace], capfd: pytest.CaptureFixture[str]
-) -> Callable[..., SimpleNamespace]:
+def run(parse: Callable[..., SimpleNamespace], capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
     """Run a DAG file; return its state, task instances by task id (``task/index`` where mapped), and its log."""
 
     def run_dag(body: str, *, dag_arguments: str = "", **kwargs: Any) -> SimpleNamespace:

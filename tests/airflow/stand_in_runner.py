@@ -1,8 +1,8 @@
-"""Takes the runner's command line and speaks its protocol, without a training. What it does is in ``STAND_IN``:
+"""Takes the runner's command line and speaks its protocol, without a training.
 
-``train`` succeeds; ``small`` succeeds without a full outcome file; ``reject`` and ``fail`` end with a failure of the
-class ``user`` and ``infrastructure``; ``die`` exits with status 3 and no outcome; ``wait`` starts a child that ignores
-SIGTERM and waits for SIGTERM itself; ``stubborn`` ignores SIGTERM.
+What it does is in ``STAND_IN``: ``train`` succeeds; ``small`` succeeds without a full outcome file; ``reject`` and
+``fail`` end with a failure of the class ``user`` and ``infrastructure``; ``die`` exits with status 3 and no outcome;
+``wait`` starts a child that ignores SIGTERM, and waits for SIGTERM itself.
 """
 
 from __future__ import annotations
@@ -54,11 +54,10 @@ if mode == "reject":
     fail("user", "dataset_empty")
 if mode == "fail":
     fail("infrastructure", "no_cuda_device")
-if mode in ("wait", "stubborn"):
+if mode == "wait":
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", deaf])
-    on_term = signal.SIG_IGN if mode == "stubborn" else lambda *_: fail("preempted", "sigterm")
-    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGTERM, lambda *_: fail("preempted", "sigterm"))
     (attempt / "pids.json").write_text(json.dumps([os.getpid(), child.pid]))
     print("finetune-progress", json.dumps({"step": 1, "waiting": True}), flush=True)
     print("waiting", flush=True)

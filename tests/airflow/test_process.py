@@ -74,7 +74,9 @@ def test_a_runner_that_is_asked_to_end_may_say_its_last_words():
 
 
 def test_a_runner_that_does_not_listen_is_killed_with_its_children_after_the_grace_period():
-    code = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{CHILD}print(child.pid); time.sleep(60)"
+    code = (
+        f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{CHILD}print(child.pid)\ntime.sleep(60)"
+    )
     runner, pids = process(code, grace=0.5), []
 
     def take(line: str) -> None:
