@@ -1,0 +1,325 @@
+"""``TrainingOperator``: the life of one training task, and the arguments that say where and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import Asset, BaseOperator
+
+from airflow_provider_finetune.contract.outcome import Failure, Outcome
+from airflow_provider_finetune.contract.parameters import Problem, TrainingParameters, credential_names
+from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters, training_error
+from airflow_provider_finetune.operators.arguments import none_if_empty, problems_of, seconds
+from airflow_provider_finetune.operators.assets import assets_without_scheme, plain
+from airflow_provider_finetune.operators.connections import mask, resolve_secrets
+from airflow_provider_finetune.operators.request import local_directory, local_spec, work_directory
+from airflow_provider_finetune.settings import airflow_home, executor_is_elsewhere, setting
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_finetune.operators.local_training import LocalTraining
+
+_ARGUMENTS = (
+    "kubernetes_conn_id",
+    "namespace",
+    "image",
+    "runtime",
+    "runtime_kind",
+    "queue_name",
+    "gpu_resource",
+    "secrets",
+    "runner",
+    "local_python",
+    "queue_timeout",
+    "startup_timeout",
+    "training_timeout",
+    "progress_interval",
+    "resume",
+    "on_finish",
+    "keep",
+    "fail_fast",
+    "max_dropped",
+    "show_samples",
+    "pod_operator_arguments",
+    "extra_args",
+    "deferrable",
+)
+
+_WITHOUT_EFFECT_LOCALLY = (
+    "resource_cpu_per_worker",
+    "resource_gpu_per_worker",
+    "resource_memory_per_worker",
+    "resource_num_procs_per_worker",
+    "resource_num_workers",
+    "metadata_labels",
+    "metadata_annotations",
+)
+
+
+class TrainingOperator(BaseOperator):
+    """Train one model; the base of :class:`FineTuneOperator` and :class:`LoRAOperator`.
+
+    All arguments are keyword-only. An :class:`~airflow.sdk.Asset` stands for its URI and a path object for its text.
+    What is wrong with them is said while the DAG file is parsed, as far as it is known there, and else before anything
+    starts. Arguments of a cluster have no effect with ``launcher="local"``.
+
+    :param documented: the documented inputs by name, from a subclass; each becomes an attribute.
+    :param launcher: what runs the training: ``"trainjob"`` (Kubeflow Trainer), ``"pod"`` (one GPU pod) or ``"local"``
+        (a process on the worker's machine). ``None`` is ``[finetune] launcher``, else ``"trainjob"``. This version
+        runs ``"local"`` only.
+    :param kubernetes_conn_id: connection of the cncf.kubernetes provider (templated).
+    :param namespace: namespace of the job. ``None`` is the connection's, else the worker pod's own (templated).
+    :param image: image with training-hub. ``None`` is ``[finetune] image``, else the runtime's; ``launcher="pod"``
+        needs one (templated).
+    :param runtime: name of the Kubeflow training runtime (templated).
+    :param runtime_kind: ``"ClusterTrainingRuntime"`` or ``"TrainingRuntime"``.
+    :param queue_name: Kueue local queue. ``None`` queues nowhere (templated).
+    :param gpu_resource: resource name of a GPU, e.g. ``"amd.com/gpu"`` or a MIG slice (templated).
+    :param secrets: where each secret environment variable lies: ``{"HF_TOKEN": "<secret name>/<key>"}``, and with
+        ``launcher="local"`` ``{"HF_TOKEN": "conn:<connection id>"}``, which takes that connection's password. ``None``
+        is none (templated).
+    :param runner: how the runner gets into the container: ``"configmap"``, ``"inline"`` or ``"image"``.
+    :param local_python: interpreter with training-hub for ``launcher="local"``: a path or a name on ``PATH``. ``None``
+        is ``[finetune] local_python``, else the worker's own (templated).
+    :param queue_timeout: longest time suspended in a queue: timedelta or seconds. ``None`` has no limit.
+    :param startup_timeout: longest time from there to the start of the program: timedelta or seconds. ``None`` has no
+        limit.
+    :param training_timeout: longest time of the program itself, also locally: timedelta or seconds. ``None`` has no
+        limit.
+    :param progress_interval: time between two progress lines: timedelta or seconds.
+    :param resume: ``"auto"`` goes on from a checkpoint of an earlier try of the same training, ``"never"`` starts
+        anew, ``"require"`` fails without one (not in this version) (templated).
+    :param on_finish: what becomes of the job object: ``"delete_succeeded"``, ``"delete"`` or ``"keep"``.
+    :param keep: which files of the run stay: ``"model"``, ``"checkpoints"`` or ``"all"``.
+    :param fail_fast: end at once when the cause of a stuck start is the user's to mend.
+    :param max_dropped: share of the rows, 0 to 1, that may be dropped before it is an error.
+    :param show_samples: number of samples that are printed with the trained text marked; they stay out of the outcome.
+    :param pod_operator_arguments: further ``KubernetesPodOperator`` arguments by its own names, for ``launcher="pod"``.
+        ``None`` is none (templated).
+    :param extra_args: further training-hub keywords by its own names. ``None`` is none (templated).
+    :param deferrable: wait in the triggerer without a worker slot. ``None`` is ``[finetune] deferrable``, else true.
+        No effect with ``launcher="local"``, which blocks.
+    """
+
+    record: ClassVar[type[TrainingParameters]]
+    """The documented ``training_`` parameters of the subclass."""
+
+    template_fields: Sequence[str] = (
+        "kubernetes_conn_id",
+        "namespace",
+        "image",
+        "runtime",
+        "queue_name",
+        "gpu_resource",
+        "secrets",
+        "local_python",
+        "resume",
+        "pod_operator_arguments",
+        "extra_args",
+    )
+
+    _training: LocalTraining | None = None
+
+    def __init__(
+        self,
+        *,
+        documented: dict[str, Any],
+        launcher: str | None = None,
+        kubernetes_conn_id: str = "kubernetes_default",
+        namespace: str | None = None,
+        image: str | None = None,
+        runtime: str = "training-hub",
+        runtime_kind: str = "ClusterTrainingRuntime",
+        queue_name: str | None = None,
+        gpu_resource: str = "nvidia.com/gpu",
+        secrets: dict[str, str] | None = None,
+        runner: str = "configmap",
+        local_python: str | None = None,
+        queue_timeout: timedelta | float | None = None,
+        startup_timeout: timedelta | float | None = timedelta(minutes=30),
+        training_timeout: timedelta | float | None = None,
+        progress_interval: timedelta | float = 30,
+        resume: str = "auto",
+        on_finish: str = "delete_succeeded",
+        keep: str = "model",
+        fail_fast: bool = True,
+        max_dropped: float = 0.05,
+        show_samples: int = 0,
+        pod_operator_arguments: dict[str, Any] | None = None,
+        extra_args: dict[str, Any] | None = None,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.launcher = launcher
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.namespace = namespace
+        self.image = image
+        self.runtime = runtime
+        self.runtime_kind = runtime_kind
+        self.queue_name = queue_name
+        self.gpu_resource = gpu_resource
+        self.secrets = secrets
+        self.runner = runner
+        self.local_python = plain(local_python)
+        self.queue_timeout = queue_timeout
+        self.startup_timeout = startup_timeout
+        self.training_timeout = training_timeout
+        self.progress_interval = progress_interval
+        self.resume = resume
+        self.on_finish = on_finish
+        self.keep = keep
+        self.fail_fast = fail_fast
+        self.max_dropped = max_dropped
+        self.show_samples = show_samples
+        self.pod_operator_arguments = pod_operator_arguments
+        self.extra_args = extra_args
+        self.deferrable = deferrable
+        self._documented = tuple(documented)
+        for name, value in documented.items():
+            setattr(self, name, plain(value))
+        model = documented["output_model"]
+        self._model_asset = model if isinstance(model, Asset) else None
+        if self._model_asset is not None and self._model_asset not in self.outlets:
+            self.outlets = [*self.outlets, self._model_asset]
+        self._check(assets_without_scheme(documented))
+
+    def algorithm(self, values: Mapping[str, Any]) -> str:
+        """Return training-hub's name of the algorithm.
+
+        :param values: the checked values of the record.
+        """
+        raise NotImplementedError
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Train, and return what the next task needs: the model and how the training went.
+
+        :param context: Airflow's.
+        :raises InvalidParameters: an argument is wrong; not retried.
+        :raises TrainingFailed: there is no model; retried unless only the DAG author can mend it.
+        """
+        values = self._check()
+        self._check_launcher()
+        self._check_outlet()
+        return self._finish(self._run_locally(values, context), context)
+
+    def on_kill(self) -> None:
+        """End the runner: it is asked to, and killed with all it started where that takes too long."""
+        if self._training is not None:
+            self._training.terminate()
+
+    def _check(self, problems: Sequence[Problem] = ()) -> dict[str, Any]:
+        values, found = problems_of(self.record, self._inputs(), self._arguments())
+        if problems or found:
+            raise InvalidParameters(self.task_id, [*problems, *found])
+        return values
+
+    def _inputs(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._documented}
+
+    def _arguments(self) -> dict[str, Any]:
+        launcher = self.launcher or setting("launcher") or "trainjob"
+        return {"launcher": launcher, **{name: getattr(self, name) for name in _ARGUMENTS}}
+
+    def _check_launcher(self) -> None:
+        launcher = self._arguments()["launcher"]
+        if launcher != "local":
+            rule = "this version of the provider trains on the worker's own machine only"
+            cure = "Set launcher='local', or launcher = local under [finetune] in the configuration"
+            raise InvalidParameters(self.task_id, [Problem("launcher", launcher, rule, cure)])
+
+    def _check_outlet(self) -> None:
+        """Refuse an Asset that the scheduler does not know as an outlet: it would drop the event in silence."""
+        asset, dag = self._model_asset, self.dag
+        if asset is not None and dag is not None and asset not in dag.get_task(self.task_id).outlets:
+            rule = "the scheduler does not see an Asset in output_model of a mapped task"
+            cure = "Name it in outlets=[...] of .partial() as well"
+            raise InvalidParameters(self.task_id, [Problem("output_model", asset.uri, rule, cure)])
+
+    def _run_locally(self, values: Mapping[str, Any], context: Context) -> Outcome:
+        from airflow_provider_finetune.operators.local_training import LocalTraining
+
+        ti, inputs, arguments = context["ti"], self._inputs(), self._arguments()
+        map_index = -1 if ti.map_index is None else ti.map_index
+        identity = [ti.dag_id, ti.run_id, ti.task_id, *([str(map_index)] if map_index >= 0 else [])]
+        spec = local_spec(
+            self.algorithm(values),
+            inputs,
+            values,
+            arguments,
+            work_dir=work_directory(self._local_root(inputs), *identity),
+            map_index=map_index,
+        )
+        self._say_what_is_different_here(values, inputs)
+        self._training = LocalTraining(
+            spec,
+            python=none_if_empty(self.local_python) or setting("local_python"),
+            training_envs=values["envs"],
+            secrets=resolve_secrets(self.task_id, self.secrets or {}),
+            log=self.log.log,
+        )
+        self.log.info("Training in %s; this task holds its worker slot until it ends", spec.work_dir)
+        return self._training.run(seconds(self.training_timeout))
+
+    def _local_root(self, inputs: Mapping[str, Any]) -> Path:
+        root = none_if_empty(inputs["pvc_path"]) or setting("work_dir")
+        if root:
+            return local_directory(root)
+        if executor_is_elsewhere(self.executor):
+            self.log.warning(
+                "The executor may run the next task on another machine, which does not see the model below "
+                "$AIRFLOW_HOME of this one. Set pvc_path or [finetune] work_dir to a directory that all workers share"
+            )
+        return airflow_home() / "finetune"
+
+    def _say_what_is_different_here(self, values: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        defaults = self.record()
+        idle = [f"training_{name}" for name in _WITHOUT_EFFECT_LOCALLY if values[name] != getattr(defaults, name)]
+        idle += [name for name, given in (("kubernetes_config", inputs["kubernetes_config"]),) if given]
+        idle += ["deferrable"] if self.deferrable else []
+        if idle:
+            self.log.info(
+                "Without effect with launcher='local', which takes what this machine has: %s", ", ".join(idle)
+            )
+        literals = credential_names(values["envs"])
+        if literals:
+            mask(*(values["envs"][name] for name in literals))
+            self.log.warning(
+                "training_envs holds %s (***) as readable text, which the DAG's source and the rendered template show. "
+                "Use secrets={%r: 'conn:<connection id>'}",
+                ", ".join(literals),
+                literals[0],
+            )
+
+    def _finish(self, outcome: Outcome, context: Context) -> dict[str, Any]:
+        """Deliver a model to XCom and to the asset, or raise why there is none."""
+        if outcome.status != "succeeded" or outcome.model_uri is None:
+            raise self._error(outcome)
+        result = {
+            "model_uri": outcome.model_uri,
+            "model_path": outcome.model_path,
+            "metrics": outcome.metrics,
+            "loss_curve": outcome.loss_curve,
+            "loss_chart": outcome.loss_chart,
+            "job": {"launcher": self._arguments()["launcher"], "work_dir": outcome.work_dir},
+        }
+        for key in ("model_uri", "metrics", "loss_chart"):
+            context["ti"].xcom_push(key=key, value=result[key])
+        if self._model_asset is not None:
+            extra: dict[str, Any] = {"model_uri": outcome.model_uri, "metrics": outcome.metrics}
+            context["outlet_events"][self._model_asset].extra = extra
+        return result
+
+    def _error(self, outcome: Outcome) -> FineTuneError:
+        failure = outcome.failure or Failure(
+            failure_class="infrastructure",
+            cause="no_model",
+            message=f"The runner ended with status {outcome.status!r} and named no model.",
+            cure="Look at its last lines in this log.",
+        )
+        log = Path(outcome.work_dir or "", "train.log")
+        return training_error(failure, str(log if log.exists() else log.parent))

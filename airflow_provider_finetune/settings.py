@@ -1,0 +1,34 @@
+"""Reads Airflow's configuration, on every supported version and only when asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def setting(name: str, section: str = "finetune") -> str | None:
+    """Return a configuration value, or ``None`` where it is not set or empty.
+
+    :param name: e.g. ``launcher``.
+    :param section: section of ``airflow.cfg``.
+    """
+    try:
+        from airflow.sdk.configuration import conf
+    except ImportError:  # Airflow 3.1 has it in the core package only
+        from airflow.configuration import conf
+    value = conf.get(section, name, fallback=None)
+    return str(value) if value else None
+
+
+def airflow_home() -> Path:
+    """Return ``$AIRFLOW_HOME``, by Airflow's own default ``~/airflow``."""
+    return Path(os.path.expandvars(os.environ.get("AIRFLOW_HOME", "~/airflow"))).expanduser()
+
+
+def executor_is_elsewhere(executor: str | None = None) -> bool:
+    """Return whether the tasks of a DAG may run on different machines.
+
+    :param executor: the task's own executor; ``None`` is the first of ``[core] executor``.
+    """
+    name = executor or (setting("executor", "core") or "LocalExecutor").split(",")[0]
+    return name.replace(":", ".").rsplit(".", 1)[-1] not in ("LocalExecutor", "SequentialExecutor", "DebugExecutor")

@@ -1,0 +1,134 @@
+"""A real Airflow for the tests beside this file: a home of its own, a migrated SQLite database, and a stand-in runner.
+
+``dag.test()`` runs every task in this process with Airflow's own code, templates, XCom and retries included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+# Airflow reads these while it is imported.
+_HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
+os.environ.update(
+    AIRFLOW_HOME=str(_HOME),
+    AIRFLOW__CORE__DAGS_FOLDER=str(_HOME / "dags"),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__UNIT_TEST_MODE="False",
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_HOME}/airflow.db",
+    NO_COLOR="1",
+)
+
+try:
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+except ImportError:  # Airflow 3.1
+    from airflow.models.dagbag import DagBag, sync_bag_to_db
+
+_ids = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def airflow_database() -> Iterator[None]:
+    """Make the database once; take the whole home away at the end."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.utils.db import initdb
+
+    (_HOME / "dags").mkdir()
+    initdb()
+    DagBundlesManager().sync_bundles_to_db()
+    yield
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    """A program that takes the runner's command line and speaks its protocol; pass it as ``local_python``."""
+    program = tmp_path / "stand-in"
+    source = Path(__file__).with_name("stand_in_runner.py").read_text(encoding="utf-8")
+    program.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return str(program)
+
+
+@pytest.fixture
+def local(stand_in: str, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a task that trains with the stand-in runner: ``LOCAL`` in a DAG file."""
+    return {
+        "launcher": "local",
+        "local_python": stand_in,
+        "pvc_path": str(tmp_path / "work"),
+        "dataset": "file:///data/train.jsonl",
+    }
+
+
+@pytest.fixture
+def parse(local: dict[str, Any]) -> Iterator[Callable[..., SimpleNamespace]]:
+    """Write a DAG file and let Airflow read it; return its ``dag`` (or ``None``) and its import ``error``."""
+    file = _HOME / "dags" / "file.py"
+
+    def parse_dag(body: str, *, dag_arguments: str = "") -> SimpleNamespace:
+        name = f"dag_{next(_ids)}"
+        header = (
+            "from datetime import timedelta\nfrom pathlib import Path\n"
+            "from airflow.sdk import DAG, Asset, Param, task, task_group\n"
+            "from airflow_provider_finetune import FineTuneOperator, LoRAOperator\n"
+            f"LOCAL = {local!r}\nwith DAG({name!r}, schedule=None, {dag_arguments}) as dag:\n"
+        )
+        file.write_text(header + textwrap.indent(textwrap.dedent(body).strip("\n"), "    "), encoding="utf-8")
+        bag = DagBag(str(file))
+        sync_bag_to_db(bag, "dags-folder", None)  # on Airflow 3.1 dag.test() does not
+        return SimpleNamespace(dag=bag.dags.get(name), error="".join(bag.import_errors.values()))
+
+    yield parse_dag
+    file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def run(parse: Callable[..., SimpleNamespace], capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Run a DAG file; return its state, task instances by task id (``task/index`` where mapped), and its log."""
+
+    def run_dag(body: str, *, dag_arguments: str = "", **kwargs: Any) -> SimpleNamespace:
+        parsed = parse(body, dag_arguments=dag_arguments)
+        assert not parsed.error, parsed.error
+        capfd.readouterr()
+        dag_run = parsed.dag.test(**kwargs)
+        log = "".join(capfd.readouterr())
+        tasks = {
+            ti.task_id if ti.map_index < 0 else f"{ti.task_id}/{ti.map_index}": ti
+            for ti in dag_run.get_task_instances()
+        }
+        return SimpleNamespace(state=str(dag_run.state), tasks=tasks, log=log, dag=parsed.dag, run_id=dag_run.run_id)
+
+    return run_dag
+
+
+@pytest.fixture
+def xcom() -> Callable[..., Any]:
+    """Read what a task instance has pushed."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    def pull(ti: Any, key: str = "return_value") -> Any:
+        pushed = select(XComModel).where(
+            XComModel.dag_id == ti.dag_id,
+            XComModel.run_id == ti.run_id,
+            XComModel.task_id == ti.task_id,
+            XComModel.map_index == ti.map_index,
+            XComModel.key == key,
+        )
+        with create_session() as session:
+            return XComModel.deserialize_value(session.scalars(pushed).one())
+
+    return pull
