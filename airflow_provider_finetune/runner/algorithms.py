@@ -319,7 +319,9 @@ def accepted_keywords(algorithm: str, backend: str) -> set[str]:
         from instructlab.training import TrainingArgs as SFTArguments
 
         train = AlgorithmRegistry.get_algorithm(algorithm).train
-        named = {name for name, item in inspect.signature(train).parameters.items() if item.kind is not item.VAR_KEYWORD}
+        named = {
+            name for name, item in inspect.signature(train).parameters.items() if item.kind is not item.VAR_KEYWORD
+        }
         return (named - {"self"}) | set(SFTArguments.model_fields)
     if algorithm == "osft":
         from mini_trainer import TrainingArgs as OSFTArguments

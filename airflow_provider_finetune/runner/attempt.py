@@ -82,7 +82,9 @@ def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: 
 
 def _draw(spec: TrainingSpec, work_dir: WorkDir, series: Series, facts: dict[str, Any]) -> str:
     """Write chart and metrics into the work directory and where the spec wants them; return the chart's URI."""
-    page = render_chart(series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}")
+    page = render_chart(
+        series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}"
+    )
     storage.put_text(page, work_dir.chart)
     metrics = Outcome(status="succeeded", metrics=facts["metrics"], loss_curve=facts["loss_curve"])
     storage.put_text(metrics.to_json(), work_dir.metrics)

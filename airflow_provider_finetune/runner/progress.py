@@ -71,7 +71,8 @@ class Progress:
 
     def _seconds_per_step(self) -> float | None:
         """Mean over the last looks without the slowest and fastest tenth, so that neither a warm-up, an evaluation nor
-        a checkpoint moves the estimate."""
+        a checkpoint moves the estimate.
+        """
         seen = list(self._observations)
         spans = [(b.now - a.now, b.step - a.step) for a, b in pairwise(seen)]
         if not spans:

@@ -46,7 +46,9 @@ def test_a_dataset_of_another_format(run_runner: RunRunner, spec: Spec, tmp_path
     assert ".jsonl" in refused(run_runner(spec), "dataset_format")
 
 
-def test_a_dataset_without_a_usable_row_names_reasons_and_lines(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+def test_a_dataset_without_a_usable_row_names_reasons_and_lines(
+    run_runner: RunRunner, spec: Spec, tmp_path: Path
+) -> None:
     rows = [{"text": "a"}, {"messages": []}, chat("question", " "), {"messages": [{"content": "no role"}]}]
     spec["dataset"] = str(write_rows(tmp_path / "rows.jsonl", rows))
     said = refused(run_runner(spec), "dataset_unusable")
@@ -164,6 +166,8 @@ def test_an_interpreter_without_training_hub(
     assert "local_python" in refused(run_runner(spec), "training_hub_missing")
 
 
-@pytest.mark.parametrize("document", ["{", '{"version": 99}', '{"version": 1, "algorithm": "lora_sft", "colour": "red"}'])
+@pytest.mark.parametrize(
+    "document", ["{", '{"version": 99}', '{"version": 1, "algorithm": "lora_sft", "colour": "red"}']
+)
 def test_a_spec_that_cannot_be_followed(run_runner: RunRunner, document: str) -> None:
     assert "spec.json" in refused(run_runner(document if document == "{" else json.loads(document)), "spec_unreadable")

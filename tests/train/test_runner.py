@@ -193,7 +193,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     place = tmp_path / "small-disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"no right to mount a small file system: {mounted.stderr.decode()}")
     yield place
@@ -211,7 +213,9 @@ def test_a_disk_that_is_full_while_the_model_is_saved_is_named_as_the_cause(
     assert ended.outcome.model_uri is None
 
 
-def test_the_runner_ends_with_the_process_that_started_it(runner_pyz: Path, spec: dict[str, Any], tmp_path: Path) -> None:
+def test_the_runner_ends_with_the_process_that_started_it(
+    runner_pyz: Path, spec: dict[str, Any], tmp_path: Path
+) -> None:
     spec["parameters"]["num_epochs"] = 100000
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, str(runner_pyz), "run", "--spec", str(tmp_path / "spec.json"), "--exit-with-parent"]

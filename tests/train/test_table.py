@@ -96,11 +96,16 @@ def test_sft_saves_a_model_at_each_epoch_and_no_full_state_by_default() -> None:
 
 
 def test_sft_gets_its_sharding_strategy_as_an_object_of_the_library() -> None:
-    assert keywords("sft", fsdp_sharding_strategy="SHARD_GRAD_OP")["fsdp_options"].sharding_strategy.name == "SHARD_GRAD_OP"
+    assert (
+        keywords("sft", fsdp_sharding_strategy="SHARD_GRAD_OP")["fsdp_options"].sharding_strategy.name
+        == "SHARD_GRAD_OP"
+    )
 
 
 def test_osft_scheduler_options_are_numbers() -> None:
-    sent = keywords("osft", lr_scheduler="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": "2", "power": "0.5"})
+    sent = keywords(
+        "osft", lr_scheduler="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": "2", "power": "0.5"}
+    )
     assert sent["lr_scheduler_kwargs"] == {"num_cycles": 2, "power": 0.5}
 
 
@@ -114,4 +119,6 @@ def test_none_means_what_the_component_says(algorithm: str, rate: float, warmup:
 
 def test_extra_args_may_not_replace_what_the_operator_sets() -> None:
     with pytest.raises(UserError, match="learning_rate, save_model"):
-        algorithms.with_extra_args(keywords("lora_sft"), {"learning_rate": 1.0, "save_model": False, "max_grad_norm": 1})
+        algorithms.with_extra_args(
+            keywords("lora_sft"), {"learning_rate": 1.0, "save_model": False, "max_grad_norm": 1}
+        )
