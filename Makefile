@@ -16,7 +16,7 @@ test:
 	@scripts/test
 
 demo: .venv/airflow/.done .venv/train/.done
-	AIRFLOW_PYTHON=$(CURDIR)/.venv/airflow/bin/python TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python scripts/demo
+	AIRFLOW_PYTHON=$(CURDIR)/.venv/airflow/bin/python TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python UV=$(CURDIR)/$(UV) scripts/demo
 
 bench: .venv/airflow/.done .venv/train/.done
 	@for script in bench/*.py; do \

@@ -121,7 +121,7 @@ def report(trained: dict[str, Any], evaluation: dict[str, Any]) -> None:
     print(
         f"""
 Model       {trained["model_path"]}
-Loss chart  {trained["loss_chart"]}
+Loss chart  {trained["loss_chart"].removeprefix("file://")}
 Held out    loss {evaluation["loss_before"]:.2f} before, {evaluation["loss_after"]:.2f} after
 Question    {evaluation["question"]}
   before    {evaluation["answer_before"]}

@@ -14,6 +14,10 @@ from typing import Any, Literal, get_args
 VERSION = 1
 SMALL_FORM_BYTES = 4096
 
+PROGRESS_MARK = "finetune-progress "
+OUTCOME_MARK = "finetune-outcome "
+"""What the machine-readable lines of the runner's output begin with; JSON follows on the same line."""
+
 Status = Literal["succeeded", "checked", "failed"]
 
 FailureClass = Literal["user", "resources", "infrastructure", "preempted"]

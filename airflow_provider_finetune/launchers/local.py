@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import Failure, Outcome
+from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PROGRESS_MARK, Failure, Outcome
 
 DEFAULT_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -22,8 +22,6 @@ DEFAULT_ENVIRONMENT = {
 
 _OF_THIS_INTERPRETER = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _LEVELS = {"warning: ": logging.WARNING, "error: ": logging.ERROR}
-_PROGRESS = "finetune-progress "
-_OUTCOME = "finetune-outcome "
 _KEPT_LINES = 20
 
 
@@ -81,11 +79,11 @@ class Transcript:
         :param line: one line of the runner's output.
         """
         try:
-            if line.startswith(_PROGRESS):
-                self.progress = json.loads(line.removeprefix(_PROGRESS))
+            if line.startswith(PROGRESS_MARK):
+                self.progress = json.loads(line.removeprefix(PROGRESS_MARK))
                 return None
-            if line.startswith(_OUTCOME):
-                self.outcome = Outcome.from_json(line.removeprefix(_OUTCOME))
+            if line.startswith(OUTCOME_MARK):
+                self.outcome = Outcome.from_json(line.removeprefix(OUTCOME_MARK))
                 return None
         except ValueError:
             return logging.WARNING, line

@@ -51,7 +51,6 @@ _ARGUMENTS = (
 
 _WITHOUT_EFFECT_LOCALLY = (
     "resource_cpu_per_worker",
-    "resource_gpu_per_worker",
     "resource_memory_per_worker",
     "resource_num_procs_per_worker",
     "resource_num_workers",
@@ -91,8 +90,9 @@ class TrainingOperator(BaseOperator):
     :param training_timeout: longest time of the program itself, also locally: timedelta or seconds. ``None`` has no
         limit.
     :param progress_interval: time between two progress lines: timedelta or seconds.
-    :param resume: ``"auto"`` goes on from a checkpoint of an earlier try of the same training, ``"never"`` starts
-        anew, ``"require"`` fails without one (not in this version) (templated).
+    :param resume: ``"auto"`` goes on from a checkpoint of an earlier try of the same training where this version can
+        (it cannot yet, so each try starts anew), ``"never"`` starts anew, ``"require"`` fails without one and is
+        refused (templated).
     :param on_finish: what becomes of the job object: ``"delete_succeeded"``, ``"delete"`` or ``"keep"``.
     :param keep: which files of the run stay: ``"model"``, ``"checkpoints"`` or ``"all"``.
     :param fail_fast: end at once when the cause of a stuck start is the user's to mend.
@@ -103,6 +103,7 @@ class TrainingOperator(BaseOperator):
     :param extra_args: further training-hub keywords by its own names. ``None`` is none (templated).
     :param deferrable: wait in the triggerer without a worker slot. ``None`` is ``[finetune] deferrable``, else true.
         No effect with ``launcher="local"``, which blocks.
+    :param kwargs: ``BaseOperator``'s own arguments.
     """
 
     record: ClassVar[type[TrainingParameters]]
@@ -192,6 +193,7 @@ class TrainingOperator(BaseOperator):
         """Return training-hub's name of the algorithm.
 
         :param values: the checked values of the record.
+        :raises NotImplementedError: the subclass lacks it.
         """
         raise NotImplementedError
 
@@ -279,6 +281,7 @@ class TrainingOperator(BaseOperator):
     def _say_what_is_different_here(self, values: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         defaults = self.record()
         idle = [f"training_{name}" for name in _WITHOUT_EFFECT_LOCALLY if values[name] != getattr(defaults, name)]
+        idle += ["training_resource_gpu_per_worker"] if values["resource_gpu_per_worker"] > 1 else []
         idle += [name for name, given in (("kubernetes_config", inputs["kubernetes_config"]),) if given]
         idle += ["deferrable"] if self.deferrable else []
         if idle:

@@ -79,8 +79,8 @@ class FineTuneOperator(TrainingOperator):
         comma); they win over those that the provider sets. Not for credentials: see ``secrets`` (templated).
     :param training_resource_cpu_per_worker: CPU cores of a worker, as a Kubernetes quantity such as ``"8"`` or
         ``"500m"``. Locally: no effect (templated).
-    :param training_resource_gpu_per_worker: number of GPUs of a worker; 0 trains on the CPU. Locally: no effect
-        (templated).
+    :param training_resource_gpu_per_worker: number of GPUs of a worker; 0 trains on the CPU. Locally: 0 does
+        so too, any other number takes what the machine has (templated).
     :param training_resource_memory_per_worker: memory of a worker, as a Kubernetes quantity such as ``"32Gi"``.
         Locally: no effect (templated).
     :param training_resource_num_procs_per_worker: training processes of a worker: ``"auto"`` for one a GPU, or a number

@@ -50,6 +50,8 @@ def local_spec(
         max_dropped=arguments["max_dropped"],
         show_samples=arguments["show_samples"],
         progress_interval=seconds(arguments["progress_interval"]) or 0,
+        # Nobody who asks for no GPU wants one taken, also where the machine has some.
+        device="cpu" if values["resource_gpu_per_worker"] == 0 else "auto",
     )
 
 

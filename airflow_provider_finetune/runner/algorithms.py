@@ -181,6 +181,7 @@ def without_effect(spec: TrainingSpec, device: str) -> list[str]:
 def refuse_quantisation_on_cpu(spec: TrainingSpec) -> None:
     """4 and 8 bit kernels (bitsandbytes) need CUDA.
 
+    :param spec: what is to be trained.
     :raises UserError: the spec asks for one of them.
     """
     for bits in ("4", "8"):
@@ -213,6 +214,8 @@ def batching(spec: TrainingSpec, *, device: str, longest: int, processes: int = 
     training-hub's LoRA would take the whole effective batch (128) as one micro-batch. The default on CUDA is at most
     2 rows; on a CPU as many as fit the token limit. It is the largest number that divides the batch exactly.
 
+    :param spec: what is to be trained.
+    :param device: ``cuda`` or ``cpu``.
     :param longest: tokens of the longest row.
     :param processes: processes that train side by side, over all nodes.
     """
@@ -234,9 +237,12 @@ def keywords(
 ) -> dict[str, Any]:
     """Return what training-hub's function of the algorithm is called with, without ``extra_args``.
 
+    :param spec: what is to be trained.
     :param device: ``cuda`` or ``cpu``.
-    :param data_path: the prepared data; ``data_dir``: where the library may write what it processes.
+    :param data_path: the prepared data.
+    :param model_path: directory or HuggingFace id of the base model.
     :param checkpoints: the library's output directory.
+    :param data_dir: where the library may write what it processes.
     """
     parameters = effective_parameters(spec)
     sent: dict[str, Any] = {"model_path": model_path, "data_path": data_path, "ckpt_output_dir": checkpoints}
@@ -263,6 +269,8 @@ def keywords(
 def with_extra_args(sent: Mapping[str, Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
     """Add the user's own keywords, which may not replace a documented parameter's.
 
+    :param sent: what :func:`keywords` returned.
+    :param extra_args: the user's own.
     :raises UserError: a keyword that we set ourselves; ``dataset_type`` may be chosen.
     """
     # Without save_model there would be nothing to publish.

@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import Failure, Outcome
+from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, Failure, Outcome
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
 from airflow_provider_finetune.runner import algorithms, storage, workdir
 from airflow_provider_finetune.runner.chart import render_chart
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
-from airflow_provider_finetune.runner.log import OUTCOME_MARK, RunLog, tail
+from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.series import Series
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir

@@ -31,6 +31,7 @@ class Prepared:
 def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
     """Check and prepare one training.
 
+    :param spec: what is to be trained.
     :param work_dir: where the tokenised data goes.
     :param events: takes the report of what was found.
     :raises RunFailed: something would make the training fail or its model wrong.
@@ -181,7 +182,7 @@ def _ensure_installed(spec: TrainingSpec) -> None:
 
 
 def _ensure_cpu_backend(spec: TrainingSpec) -> None:
-    """This version trains on a CPU: where a GPU was asked for or could be meant, say so instead of crawling."""
+    """Refuse where a GPU was asked for or could be meant: better said at once than crawling on a CPU."""
     import torch
 
     if spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available()):

@@ -68,6 +68,7 @@ class Structure:
 def locate(dataset: str) -> Path:
     """Return the JSONL file that ``dataset`` names.
 
+    :param dataset: path or ``file://`` URI.
     :raises UserError: missing, a directory, or not JSONL.
     """
     path = local_path(dataset, "dataset")
@@ -127,6 +128,9 @@ def chat_rows(path: Path) -> Iterator[tuple[int, list[Message]]]:
 def ensure_few_dropped(rows: int, dropped: Dropped, max_dropped: float) -> None:
     """Hold the share of dropped rows against ``max_dropped``.
 
+    :param rows: how many rows the data has.
+    :param dropped: which of them are dropped.
+    :param max_dropped: share, 0 to 1.
     :raises UserError: more are dropped.
     """
     if dropped.total > max_dropped * rows:

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PROGRESS_MARK = "finetune-progress "
-OUTCOME_MARK = "finetune-outcome "
-
 
 class RunLog:
     """Lines for people, lines for programs, and the libraries' own output.

@@ -90,6 +90,9 @@ def trained_spans(messages: list[Message], tokenizer: Any) -> tuple[str, list[tu
 def encode(messages: list[Message], tokenizer: Any, max_seq_len: int) -> tuple[list[int], list[int], bool]:
     """Tokenise one conversation.
 
+    :param messages: the conversation.
+    :param tokenizer: a fast transformers tokenizer with a chat template.
+    :param max_seq_len: tokens after which the row is cut.
     :return: ``input_ids``, ``labels`` (:data:`IGNORED` where not trained), and whether the row was cut to
         ``max_seq_len`` tokens.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 def locate(base_model: str) -> str:
     """Return the directory or the HuggingFace id that ``base_model`` names.
 
+    :param base_model: path, ``file://`` or ``hf://`` URI, or id.
     :raises UserError: no such directory, or a directory without a config.
     """
     if scheme(base_model) == "hf":
@@ -42,6 +42,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer and make sure that it can render chats.
 
     :param model: what :func:`locate` returned.
+    :param trust_remote_code: run code that the model brings along.
     :raises UserError: no tokenizer, no chat template, no such model, no right to read it.
     :raises RunFailed: the hub cannot be reached.
     """
@@ -102,7 +103,9 @@ def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust
     large model is as quick as that of a small one.
 
     :param directory: the adapter as the backend wrote it.
+    :param base_model: what :func:`locate` returned.
     :param chat_template: the template that was trained with.
+    :param trust_remote_code: run code that the model brings along.
     :raises RunFailed: a file is missing, a weight is not finite, a tensor has no place in the base model.
     """
     import torch
@@ -127,21 +130,6 @@ def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust
         raise _broken(directory, "it holds weights that are not finite")
     if tokenizer.chat_template != chat_template:
         raise _broken(directory, "its chat template is not the one that was trained with")
-
-
-def describe(directory: Path) -> dict[str, int]:
-    """Return size on disk in bytes and number of files of a model directory."""
-    files = [entry for entry in directory.rglob("*") if entry.is_file()]
-    return {"bytes": sum(entry.stat().st_size for entry in files), "files": len(files)}
-
-
-def architecture(directory: str) -> str | None:
-    """Return the architecture's name of a local model, ``None`` where its config does not say."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        return None
-    names: list[str] = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
-    return names[0] if names else None
 
 
 def _broken(directory: Path, why: str) -> RunFailed:

@@ -40,6 +40,8 @@ def local_path(uri: str, argument: str) -> Path:
 def ensure_writable(directory: Path, argument: str) -> None:
     """Try to write into ``directory``, which is made where it is missing.
 
+    :param directory: where a result will go.
+    :param argument: the operator's argument, for the message.
     :raises UserError: it cannot be written.
     """
     try:

@@ -6,6 +6,7 @@ where a Python without a handler ignores SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.contract.outcome import PROGRESS_MARK, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.events import FD_VARIABLE
-from airflow_provider_finetune.runner.log import PROGRESS_MARK, RunLog
+from airflow_provider_finetune.runner.log import RunLog
 from airflow_provider_finetune.runner.metrics import MetricsFollower
 from airflow_provider_finetune.runner.progress import Progress, progress_line
 from airflow_provider_finetune.runner.series import Series
@@ -35,6 +36,10 @@ _GRACE_SECONDS = 25.0
 class Supervisor:
     """One child from its start to its end.
 
+    :param spec: what is to be trained; ``work_dir`` holds it as a file.
+    :param work_dir: the attempt's directory.
+    :param log: where lines go.
+    :param epochs: planned passes over the data.
     :param check_only: the child ends after the check.
     """
 
@@ -96,8 +101,9 @@ class Supervisor:
         return child, events, [_reader(self._keep_output), _reader(lambda: _read_events(read_fd, events))]
 
     def _keep_output(self) -> None:
-        assert self._child is not None and self._child.stdout is not None
-        while output := self._child.stdout.read1(65536):  # type: ignore[attr-defined]
+        assert self._child is not None
+        assert self._child.stdout is not None
+        while output := os.read(self._child.stdout.fileno(), 65536):
             self._log.raw(output)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -107,10 +113,8 @@ class Supervisor:
                 self._child.send_signal(signal.SIGTERM)
 
     def _turn(self, child: subprocess.Popen[bytes], events: queue.Queue[dict[str, Any]]) -> None:
-        try:
+        with contextlib.suppress(queue.Empty):
             self._handle(events.get(timeout=_POLL_SECONDS))
-        except queue.Empty:
-            pass
         self._follow()
         if self._signal is not None and time.monotonic() - self._signalled_at > _GRACE_SECONDS:
             child.kill()
@@ -198,7 +202,7 @@ def _memory(child: subprocess.Popen[bytes] | None) -> dict[str, int]:
 
 
 def _oom_kills() -> int:
-    """How often the kernel has ended a process of this container for its memory (cgroup v2); 0 where it does not say."""
+    """How many processes of this container the kernel has ended for their memory (cgroup v2); 0 where it is unknown."""
     try:
         for line in Path("/sys/fs/cgroup/memory.events").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):

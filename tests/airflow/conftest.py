@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import stat
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,36 +17,32 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import AIRFLOW_HOME
+
 # Airflow reads these while it is imported.
-_HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
 os.environ.update(
-    AIRFLOW_HOME=str(_HOME),
-    AIRFLOW__CORE__DAGS_FOLDER=str(_HOME / "dags"),
-    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__DAGS_FOLDER=str(AIRFLOW_HOME / "dags"),
     AIRFLOW__CORE__UNIT_TEST_MODE="False",
-    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_HOME}/airflow.db",
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{AIRFLOW_HOME}/airflow.db",
     NO_COLOR="1",
 )
 
 try:
     from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
 except ImportError:  # Airflow 3.1
-    from airflow.models.dagbag import DagBag, sync_bag_to_db
+    from airflow.models.dagbag import DagBag, sync_bag_to_db  # type: ignore[no-redef]
 
 _ids = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def airflow_database() -> Iterator[None]:
-    """Make the database once; take the whole home away at the end."""
+def airflow_database() -> None:
+    """Make the database once."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.utils.db import initdb
 
-    (_HOME / "dags").mkdir()
     initdb()
     DagBundlesManager().sync_bundles_to_db()
-    yield
-    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture
@@ -75,7 +69,7 @@ def local(stand_in: str, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def parse(local: dict[str, Any]) -> Iterator[Callable[..., SimpleNamespace]]:
     """Write a DAG file and let Airflow read it; return its ``dag`` (or ``None``) and its import ``error``."""
-    file = _HOME / "dags" / "file.py"
+    file = AIRFLOW_HOME / "dags" / "file.py"
 
     def parse_dag(body: str, *, dag_arguments: str = "") -> SimpleNamespace:
         name = f"dag_{next(_ids)}"

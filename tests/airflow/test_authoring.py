@@ -160,7 +160,7 @@ def test_a_serialised_dag_keeps_the_documented_arguments(parse):
     try:
         from airflow.serialization.serialized_objects import DagSerialization as Serialization
     except ImportError:
-        from airflow.serialization.serialized_objects import SerializedDAG as Serialization
+        from airflow.serialization.serialized_objects import SerializedDAG as Serialization  # type: ignore[attr-defined,assignment]
     parsed = parse(
         """
         LoRAOperator(
@@ -174,7 +174,7 @@ def test_a_serialised_dag_keeps_the_documented_arguments(parse):
         """
     )
     restored = Serialization.deserialize_dag(json.loads(json.dumps(Serialization.serialize_dag(parsed.dag))))
-    train = restored.get_task("train")
+    train: Any = restored.get_task("train")
     assert (train.training_lora_r, train.training_envs) == (4, {"A": "1,2"})
     assert train.output_model == "file:///models/one"
     assert [asset.uri for asset in train.outlets] == ["file:///models/one"]

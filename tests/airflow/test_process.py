@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from airflow_provider_finetune.process import RunnerProcess
 CHILD = "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
 
 
-def process(code: str, **kwargs: float) -> RunnerProcess:
+def process(code: str, **kwargs: Any) -> RunnerProcess:
     return RunnerProcess([sys.executable, "-u", "-c", code], env=dict(os.environ), **kwargs)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.conftest import Ended, RunRunner, chat, write_rows
+from tests.train.conftest import Ended, Rows, RunRunner, chat, write_rows
 
 Spec = dict[str, Any]
 
@@ -49,7 +49,7 @@ def test_a_dataset_of_another_format(run_runner: RunRunner, spec: Spec, tmp_path
 def test_a_dataset_without_a_usable_row_names_reasons_and_lines(
     run_runner: RunRunner, spec: Spec, tmp_path: Path
 ) -> None:
-    rows = [{"text": "a"}, {"messages": []}, chat("question", " "), {"messages": [{"content": "no role"}]}]
+    rows: Rows = [{"text": "a"}, {"messages": []}, chat("question", " "), {"messages": [{"content": "no role"}]}]
     spec["dataset"] = str(write_rows(tmp_path / "rows.jsonl", rows))
     said = refused(run_runner(spec), "dataset_unusable")
     assert "2 rows: it has no list 'messages' (line 1, 2)" in said

@@ -31,8 +31,13 @@ def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:
         output = tmp_path / f"out-{next(runs)}"
         common = {
-            "effective_batch_size": 8, "num_epochs": 1, "learning_rate": 5e-3, "max_seq_len": 128, "seed": 7,
-            "data_path": str(data), "dataset_type": "passthrough",
+            "effective_batch_size": 8,
+            "num_epochs": 1,
+            "learning_rate": 5e-3,
+            "max_seq_len": 128,
+            "seed": 7,
+            "data_path": str(data),
+            "dataset_type": "passthrough",
         }
         training_hub.lora_sft(
             model_path=str(tiny_model),

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_finetune.contract.outcome import Outcome
-from tests.train.conftest import RunRunner, StartRunner
+from tests.train.conftest import RunRunner, StartRunner, chat, write_rows
 
 
 def test_a_run_leaves_a_proven_adapter_and_tells_how_it_got_there(
@@ -36,8 +36,9 @@ def test_a_run_leaves_a_proven_adapter_and_tells_how_it_got_there(
     outcome = ended.full
     assert outcome.model_uri == (work_dir / "model").as_uri()
     assert outcome.metrics["steps"] == 6
-    assert outcome.metrics["loss"] == outcome.loss_curve[-1][1] != pytest.approx(outcome.loss_curve[0][1])
-    assert outcome.metrics["best_loss"] == min(loss for _, loss in outcome.loss_curve)
+    assert outcome.metrics["loss"] == pytest.approx(outcome.loss_curve[-1][1], rel=1e-5)
+    assert outcome.metrics["loss"] < outcome.loss_curve[0][1], "the last loss is told, not the first"
+    assert outcome.metrics["best_loss"] == pytest.approx(min(loss for _, loss in outcome.loss_curve), rel=1e-5)
     assert outcome.metrics["peak_memory_bytes"] > 100e6
     assert outcome.dataset["rows_used"] == 24
     assert 0 < outcome.dataset["trained_share"] < 1
@@ -59,13 +60,14 @@ def test_a_run_leaves_a_proven_adapter_and_tells_how_it_got_there(
 
 
 def test_the_published_adapter_answers_when_somebody_else_loads_it(
-    run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path
+    run_runner: RunRunner, spec: dict[str, Any], dataset: Path, tmp_path: Path
 ) -> None:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     spec["output_model"] = (tmp_path / "models" / "answers").as_uri()
-    spec["parameters"] |= {"num_epochs": 40, "learning_rate": 0.02}
+    write_rows(dataset, [chat(f"What is {n}?", "It is.") for n in range(8)])
+    spec["parameters"] |= {"num_epochs": 60, "learning_rate": 0.02}
     ended = run_runner(spec)
     assert ended.outcome.model_path == str(tmp_path / "models" / "answers")
     tokenizer = AutoTokenizer.from_pretrained(ended.outcome.model_path)
@@ -73,8 +75,7 @@ def test_the_published_adapter_answers_when_somebody_else_loads_it(
     question = [{"role": "user", "content": "What is 4?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**ids, max_new_tokens=20, do_sample=False)[0][ids["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer).startswith("It is ")
-    assert answer[-1] == tokenizer.eos_token_id, "the end of the turn was learned"
+    assert tokenizer.decode(answer) == "It is.<|im_end|>", "the end of the turn is learned too"
 
 
 def test_results_go_where_the_spec_wants_them(run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path) -> None:
@@ -128,11 +129,11 @@ def test_a_warmup_as_long_as_the_training_and_a_short_epoch_are_said(
 
 
 def test_rows_that_are_cut_are_counted_and_said(run_runner: RunRunner, spec: dict[str, Any]) -> None:
-    spec["parameters"]["max_seq_len"] = 62
+    spec["parameters"]["max_seq_len"] = 45
     ended = run_runner(spec, "check")
     assert ended.outcome.dataset["rows_cut"] > 0
-    assert f"warning: {ended.outcome.dataset['rows_cut']} rows are cut to training_max_seq_len=62" in ended.output
-    assert ended.outcome.dataset["tokens_longest"] == 62
+    assert f"warning: {ended.outcome.dataset['rows_cut']} rows are cut to training_max_seq_len=45" in ended.output
+    assert ended.outcome.dataset["tokens_longest"] == 45
 
 
 def test_sigterm_in_the_middle_ends_the_training_and_says_at_which_step(
@@ -143,7 +144,8 @@ def test_sigterm_in_the_middle_ends_the_training_and_says_at_which_step(
     output = process.communicate(timeout=40)[0]
     outcome = Outcome.from_json((tmp_path / "termination").read_text())
     assert process.returncode == 1
-    assert outcome.failure is not None and outcome.model_uri is None
+    assert outcome.failure is not None
+    assert outcome.model_uri is None
     assert (outcome.failure.failure_class, outcome.failure.cause) == ("preempted", "terminated")
     assert "error: The training was ended by SIGTERM at step" in output
     assert (tmp_path / "work" / "1" / "loss.html").is_file(), "the chart shows how far it came"
