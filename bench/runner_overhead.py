@@ -169,7 +169,7 @@ def main() -> int:
     """Prepare once, run the pairs, report."""
     parser = argparse.ArgumentParser(description="What the runner adds to a bare call of training-hub.")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each (default: 3, under 6 minutes on 2 cores)")
-    parser.add_argument("--rows", type=int, default=800, help="chat rows; 8 make a step (default: 800)")
+    parser.add_argument("--rows", type=int, default=500, help="chat rows; 8 make a step (default: 500)")
     arguments = parser.parse_args()
     train_python = os.environ.get("FINETUNE_TRAIN_PYTHON")
     if not train_python:
