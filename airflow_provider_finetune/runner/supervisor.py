@@ -30,8 +30,8 @@ from airflow_provider_finetune.runner.workdir import WorkDir
 
 _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
-    # OpenMP's threads spin while they wait for each other: where another process wants a core, a training became 5 to
-    # 10 times slower. Asleep they leave it the core. They are as many as before, so the results are the same.
+    # OpenMP's threads spin while they wait for each other: where another process wants a core, each layer waits for a
+    # thread that has none, and a training was seen to take several times longer. Asleep they leave the core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Of the child, where its environment does not say otherwise."""
