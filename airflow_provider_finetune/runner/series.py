@@ -207,6 +207,7 @@ class Series:
         loss scaler skips those steps.
         """
         last = self.last
+        epoch = last.epoch if last else None
         values: dict[str, Any] = {
             "loss": last.loss if last else None,
             "eval_loss": self._eval_loss,
@@ -222,7 +223,7 @@ class Series:
             "best_step": best_step,
             "best_eval_loss": best_eval_loss,
             "best_eval_step": best_eval_step,
-            "epoch": last.epoch if last else None,
+            "epoch": epoch if epoch is not None and math.isfinite(epoch) else None,
             "steps": last.step if last else 0,
             "total_steps": last.total_steps if last else None,
             "tokens": self._tokens,
