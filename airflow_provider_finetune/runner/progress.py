@@ -58,7 +58,7 @@ class Progress:
         return {
             "step": point.step,
             "total_steps": total,
-            "epoch": _finite(point.epoch),
+            "epoch": point.epoch,
             "epochs": self._epochs,
             "loss": _finite(point.loss),
             "learning_rate": _finite(point.learning_rate),

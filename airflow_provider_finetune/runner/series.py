@@ -164,7 +164,9 @@ class Series:
         if previous is not None and point.step <= previous.step:
             self._rewind(point.step)
         if point.loss is not None and math.isfinite(point.loss):
-            self.loss.add(point.step, point.loss, point.learning_rate, point.epoch)
+            rate = point.learning_rate
+            rate = rate if rate is not None and math.isfinite(rate) else None
+            self.loss.add(point.step, point.loss, rate, point.epoch)
         if not point.finite:
             self._add_non_finite(point.step, previous)
         self.last = point
@@ -207,7 +209,6 @@ class Series:
         loss scaler skips those steps.
         """
         last = self.last
-        epoch = last.epoch if last else None
         values: dict[str, Any] = {
             "loss": last.loss if last else None,
             "eval_loss": self._eval_loss,
@@ -223,7 +224,7 @@ class Series:
             "best_step": best_step,
             "best_eval_loss": best_eval_loss,
             "best_eval_step": best_eval_step,
-            "epoch": epoch if epoch is not None and math.isfinite(epoch) else None,
+            "epoch": last.epoch if last else None,
             "steps": last.step if last else 0,
             "total_steps": last.total_steps if last else None,
             "tokens": self._tokens,

@@ -108,6 +108,15 @@ def test_the_child_does_not_import_from_the_directory_that_the_task_was_started_
     assert child.facts["versions"] == {"safe": "1"}
 
 
+def test_copies_that_the_libraries_make_of_the_data_go_where_the_attempt_works(
+    supervise: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    child = supervise("tell('report', versions={'cache': os.environ['HF_DATASETS_CACHE']})\n")
+    child.run()
+    assert child.facts["versions"] == {"cache": str(tmp_path / "data" / "cache")}
+
+
 def test_an_end_without_a_word_is_told_by_its_status(supervise: Start) -> None:
     child = supervise("os._exit(7)\n")
     child.run()
