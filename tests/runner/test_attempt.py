@@ -100,7 +100,7 @@ def test_a_machine_without_training_hub_is_told_what_to_install(tmp_path: Path, 
     assert "airflow-provider-finetune[local]" in check(tmp_path, spec).cure
 
 
-def drawn(tmp_path: Path, status: Status, **outputs: str) -> Outcome:
+def drawn(tmp_path: Path, status: Status, **outputs: Any) -> Outcome:
     """Write metrics and chart of a training of two steps."""
     spec = TrainingSpec(algorithm="lora_sft", base_model="m", dataset="d", work_dir=str(tmp_path), **outputs)
     (tmp_path / "1").mkdir()
