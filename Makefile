@@ -2,6 +2,11 @@ PYTHON ?= python3
 UV := .venv/tools/bin/uv
 export UV_PYTHON_DOWNLOADS := never# the interpreter is the user's, also in every environment below
 
+# Where Python may not write byte code, each process would compile the libraries anew: 10 s more for training-hub.
+ifdef PYTHONDONTWRITEBYTECODE
+export UV_COMPILE_BYTECODE := 1
+endif
+
 .PHONY: help environments test demo bench clean
 help:
 	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores"

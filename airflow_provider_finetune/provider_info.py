@@ -48,22 +48,6 @@ def get_provider_info() -> dict[str, Any]:
                         "``pod`` (one GPU pod) or ``local`` (a process on the worker's machine).",
                         default="trainjob",
                     ),
-                    "deferrable": _option(
-                        "Wait for a training without holding a worker slot, in the triggerer. Not read by the local "
-                        "launcher, whose process belongs to the worker.",
-                        type="boolean",
-                        default="True",
-                    ),
-                    "image": _option(
-                        "Image with training-hub for tasks that name none. Unset: the training runtime's own image; "
-                        "the pod launcher has none and needs one.",
-                        example="quay.io/example/training-hub:0.11.2",
-                    ),
-                    "pvc_path": _option(
-                        "Root of all files on a cluster for tasks that name no ``pvc_path``: a volume claim, or a path "
-                        "under a volume mount. Unset: such a task must publish to a remote ``output_model``.",
-                        example="pvc://models/finetune",
-                    ),
                     "work_dir": _option(
                         "Root of all files of the local launcher for tasks that name no ``pvc_path``; on several "
                         "workers a folder that they share. Unset: ``$AIRFLOW_HOME/finetune``.",
@@ -79,13 +63,11 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _option(
-    description: str, *, type: str = "string", default: str | None = None, example: str | None = None
-) -> dict[str, str | None]:
+def _option(description: str, *, default: str | None = None, example: str | None = None) -> dict[str, str | None]:
     return {
         "description": description,
         "version_added": "0.1.0",
-        "type": type,
+        "type": "string",
         "example": example,
         "default": default,
     }

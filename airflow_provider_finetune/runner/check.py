@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import math
@@ -45,15 +46,23 @@ def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
     events.say(f"data: {structure.path}, {structure.rows} rows, {structure.usable} of the right form")
     base_model = model.locate(spec.base_model)
     _ensure_installed(spec)
+    with events.timed("seconds_import"):
+        backend = _import_libraries()
     tokenizer = model.load_tokenizer(base_model, trust_remote_code=bool(spec.extra_args.get("trust_remote_code")))
     _ensure_cpu_backend(spec)
     for sentence in algorithms.without_effect(spec, "cpu"):
         events.warn(sentence)
-    return _prepare(spec, work_dir, events, structure, base_model, tokenizer)
+    return _prepare(spec, work_dir, events, structure, base_model, tokenizer, backend)
 
 
 def _prepare(
-    spec: TrainingSpec, work_dir: WorkDir, events: Events, structure: Structure, base_model: str, tokenizer: Any
+    spec: TrainingSpec,
+    work_dir: WorkDir,
+    events: Events,
+    structure: Structure,
+    base_model: str,
+    tokenizer: Any,
+    backend: str,
 ) -> Prepared:
     parameters = algorithms.effective_parameters(spec)
     data_dir = _data_dir(parameters["data_output_dir"], work_dir)
@@ -67,7 +76,7 @@ def _prepare(
         data_dir=str(data_dir),
     )
     sent = algorithms.with_extra_args(sent, spec.extra_args)
-    algorithms.refuse_what_would_be_dropped(spec.algorithm, _backend(), sent)
+    algorithms.refuse_what_would_be_dropped(spec.algorithm, backend, sent)
     if sent["dataset_type"] != "passthrough":
         sent["data_path"] = str(structure.path)
     rows = dataset.chat_rows(structure.path)
@@ -221,9 +230,18 @@ def _ensure_arguments_fit(sent: dict[str, Any], base_model: str, longest: int) -
     model.ensure_fits(base_model, adapter, longest, trust_remote_code=bool(sent.get("trust_remote_code")))
 
 
-def _backend() -> str:
-    from airflow_provider_finetune.runner.backends import trl
+def _import_libraries() -> str:
+    """Import training-hub and return the name of the backend that is registered there.
 
+    The garbage collector would go again and again through the million objects that these imports make and none of
+    which is garbage: a fifth of the time.
+    """
+    gc.disable()
+    try:
+        from airflow_provider_finetune.runner.backends import trl
+    finally:
+        gc.freeze()
+        gc.enable()
     return trl.register()
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 FD_VARIABLE = "FINETUNE_EVENTS_FD"
@@ -19,6 +21,7 @@ class Events:
 
     def __init__(self, fd: int) -> None:
         self._pipe = os.fdopen(fd, "w", buffering=1)
+        self._seconds: dict[str, float] = {}
 
     @classmethod
     def from_environment(cls) -> Events:
@@ -43,6 +46,14 @@ class Events:
     def report(self, **facts: Any) -> None:
         """Add facts to the outcome: fields of :class:`~airflow_provider_finetune.contract.outcome.Outcome`."""
         self._send("report", **facts)
+
+    @contextmanager
+    def timed(self, metric: str) -> Iterator[None]:
+        """Report the seconds that the block takes as a metric; blocks of one metric add up."""
+        began = time.monotonic()
+        yield
+        self._seconds[metric] = self._seconds.get(metric, 0.0) + time.monotonic() - began
+        self.report(metrics={metric: round(self._seconds[metric], 3)})
 
     def training(self) -> None:
         """Say that the check is over and the metrics file is about to grow."""

@@ -28,6 +28,14 @@ from airflow_provider_finetune.runner.progress import Progress, progress_line
 from airflow_provider_finetune.runner.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
+_ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    # OpenMP's threads spin while they wait for each other: where another process wants a core, a training became 5 to
+    # 10 times slower. Asleep they leave it the core. They are as many as before, so the results are the same.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Of the child, where its environment does not say otherwise."""
+
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 3.0
 _GRACE_SECONDS = 25.0
@@ -98,13 +106,13 @@ class Supervisor:
             stderr=subprocess.STDOUT,
             pass_fds=[write_fd],
             env={
+                **_ENVIRONMENT,
+                # Processed data is this attempt's own; in the user's cache each training would leave a copy.
+                "HF_DATASETS_CACHE": str(self._work_dir.data / "cache"),
                 **os.environ,
                 "PYTHONPATH": path,
                 # "-m" would put the current directory first, where a file datasets.py poses as the library.
                 "PYTHONSAFEPATH": "1",
-                "PYTHONUNBUFFERED": "1",
-                # Processed data is this attempt's own; in the user's cache each training would leave a copy.
-                "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE", str(self._work_dir.data / "cache")),
                 FD_VARIABLE: str(write_fd),
             },
         )

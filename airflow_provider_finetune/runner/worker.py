@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import model, storage
@@ -23,7 +20,6 @@ from airflow_provider_finetune.runner.metrics import MetricsFollower, metrics_fi
 from airflow_provider_finetune.runner.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
-_Result = TypeVar("_Result")
 _VERSIONS = ("training-hub", "torch", "transformers", "trl", "peft")
 
 
@@ -37,7 +33,8 @@ def main(work_dir: WorkDir, *, check_only: bool) -> int:
     events = Events.from_environment()
     try:
         spec = TrainingSpec.from_json(work_dir.spec.read_text(encoding="utf-8"))
-        prepared = _timed(events, "seconds_check", lambda: check(spec, work_dir, events))
+        with events.timed("seconds_check"):
+            prepared = check(spec, work_dir, events)
         events.report(versions=_versions())
         if not check_only:
             _train(spec, work_dir, prepared, events)
@@ -56,7 +53,8 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
     events.say("training starts on the CPU (LoRA by TRL, float32)")
     events.training()
     keywords = {**prepared.keywords, "backend": trl.register()}
-    _timed(events, "seconds_training", lambda: training_hub.lora_sft(**keywords))
+    with events.timed("seconds_training"):
+        training_hub.lora_sft(**keywords)
     _publish_adapter(spec, work_dir, prepared, events)
 
 
@@ -118,13 +116,6 @@ def _forget(spec: TrainingSpec, work_dir: WorkDir) -> None:
             elif entry != metrics_file(work_dir.checkpoints, "lora_sft"):
                 with suppress(OSError):
                     entry.unlink()
-
-
-def _timed(events: Events, name: str, step: Callable[[], _Result]) -> _Result:
-    started = time.monotonic()
-    result = step()
-    events.report(metrics={name: round(time.monotonic() - started, 3)})
-    return result
 
 
 def _versions() -> dict[str, str]:

@@ -20,6 +20,9 @@ from airflow_provider_finetune.archive import build_runner
 from airflow_provider_finetune.contract.outcome import Outcome
 from tests.train.tiny_model import save_tiny_model
 
+# A tiny model gains nothing from threads, and two that share a busy core wait for each other: ten times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 Rows = list[dict[str, Any]]
 
 

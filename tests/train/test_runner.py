@@ -68,7 +68,7 @@ def test_the_published_adapter_answers_when_somebody_else_loads_it(
 
     spec["output_model"] = (tmp_path / "models" / "answers").as_uri()
     write_rows(dataset, [chat(f"What is {n}?", "It is.") for n in range(8)])
-    spec["parameters"] |= {"num_epochs": 60, "learning_rate": 0.02}
+    spec["parameters"] |= {"num_epochs": 60, "learning_rate": 0.01}
     ended = run_runner(spec)
     assert ended.outcome.model_path == str(tmp_path / "models" / "answers")
     tokenizer = AutoTokenizer.from_pretrained(ended.outcome.model_path)

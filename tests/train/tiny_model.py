@@ -10,10 +10,12 @@ CHATML = (
 )
 
 
-def save_tiny_model(directory: Path) -> Path:
+def save_tiny_model(directory: Path, *, layers: int = 2, width: int = 32) -> Path:
     """Save a Llama with random weights, its tokenizer and its chat template.
 
     :param directory: where to.
+    :param layers: number of decoder layers.
+    :param width: hidden size, even; the feed-forward layers are twice as wide.
     :return: ``directory``.
     """
     import torch
@@ -32,9 +34,9 @@ def save_tiny_model(directory: Path) -> Path:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=512,
