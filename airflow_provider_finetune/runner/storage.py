@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import uuid
@@ -92,34 +93,35 @@ def ensure_replaceable(target: Path, needed: Iterable[Path] = ()) -> None:
     :raises UserError: something else lies there.
     """
     place = target.resolve()
-    cure = "Name a directory of its own in output_model, one that is new, empty or holds an earlier model"
     if place == place.parent:
-        raise UserError("output_in_use", f"output_model: {str(place)!r} is the root of the file system", cure)
+        raise _in_use(f"{str(place)!r} is the root of the file system")
     for path in needed:
         if path.resolve().is_relative_to(place):
-            raise UserError("output_in_use", f"output_model: {target} would replace {path}, which the run needs", cure)
-    if place.exists() and not place.is_dir():
-        raise UserError("output_in_use", f"output_model: {target} is a file", cure)
-    if _holds_something_else(place):
-        raise UserError(
-            "output_in_use",
-            f"output_model: {target} holds files that are no model of its own, and publishing would remove them",
-            cure,
-        )
+            raise _in_use(f"{target} would replace {path}, which the run needs")
+    _ensure_no_more_than_a_model(place, target)
 
 
-def _holds_something_else(directory: Path) -> bool:
+def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
+    # One look, since another run may put its model there at this moment.
     try:
-        entries = list(directory.iterdir())
+        with os.scandir(place) as listing:
+            entries = {entry.name: entry.is_dir() for entry in listing}
     except FileNotFoundError:
-        return False
-    names = {entry.name for entry in entries}
+        return
+    except NotADirectoryError as error:
+        raise _in_use(f"{named} is a file") from error
     is_model = (
-        not names.isdisjoint({"config.json", "adapter_config.json"})
-        and any(name.endswith((".safetensors", ".bin")) for name in names)
-        and not any(entry.is_dir() for entry in entries)
+        not entries.keys().isdisjoint({"config.json", "adapter_config.json"})
+        and any(name.endswith((".safetensors", ".bin")) for name in entries)
+        and not any(entries.values())
     )
-    return bool(entries) and not is_model
+    if entries and not is_model:
+        raise _in_use(f"{named} holds files that are no model of its own, and publishing would remove them")
+
+
+def _in_use(why: str) -> UserError:
+    cure = "Name a directory of its own in output_model, one that is new, empty or holds an earlier model"
+    return UserError("output_in_use", f"output_model: {why}", cure)
 
 
 def put_directory(source: Path, target: Path) -> None:
@@ -127,8 +129,8 @@ def put_directory(source: Path, target: Path) -> None:
 
     :param source: a directory.
     :param target: see :func:`ensure_replaceable`.
+    :raises UserError: something else than a model lies there, and stays.
     """
-    ensure_replaceable(target)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     arriving = target.with_name(_unique("arriving"))
@@ -147,14 +149,16 @@ def _take_place(arriving: Path, target: Path) -> bool:
     with suppress(FileNotFoundError):
         target.rename(leaving)
     try:
+        # Looked at where nobody else writes: what lay there may have changed since the check.
+        _ensure_no_more_than_a_model(leaving, target)
         arriving.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            with suppress(FileNotFoundError):
-                leaving.rename(target)
-            raise
-        shutil.rmtree(leaving, ignore_errors=True)
-        return False
+    except (OSError, UserError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            shutil.rmtree(leaving, ignore_errors=True)
+            return False
+        with suppress(FileNotFoundError):
+            leaving.rename(target)
+        raise
     shutil.rmtree(leaving, ignore_errors=True)
     return True
 
