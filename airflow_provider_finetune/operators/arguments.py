@@ -47,6 +47,7 @@ Broken = tuple[str, str]
 
 _TEMPLATE = re.compile(r"\{[{%#]")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://")
+_FILE_ELSEWHERE = re.compile(r"^file://(?!/|localhost/)")
 
 
 def is_known(value: Any) -> bool:
@@ -116,6 +117,16 @@ def _local_problems(documented: Mapping[str, Any]) -> list[Problem]:
         )
         for name in places
         if str(documented[name]).startswith("pvc://")
+    ]
+    problems += [
+        Problem(
+            name,
+            documented[name],
+            "what stands between file:// and the next slash is another machine's name, and no part of the path",
+            "Write three slashes before an absolute path: file:///data/train.jsonl",
+        )
+        for name in places
+        if is_known(documented[name]) and _FILE_ELSEWHERE.match(str(documented[name]))
     ]
     root = documented["pvc_path"]
     if isinstance(root, str) and _SCHEME.match(root) and not root.startswith(("pvc://", "file://")):

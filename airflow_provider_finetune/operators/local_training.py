@@ -120,7 +120,8 @@ class LocalTraining:
 
     def _read_outcome(self) -> Outcome | None:
         """Return the full outcome, or the small one where the full one cannot be read."""
-        small = _outcome_in(self._message) or self._transcript.outcome
+        # What it has said to us comes first: another try's runner, thought lost, may write to the same file.
+        small = self._transcript.outcome or _outcome_in(self._message)
         if small is None or small.work_dir is None:
             return small
         return _outcome_in(Path(small.work_dir) / "outcome.json") or small

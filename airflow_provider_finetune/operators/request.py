@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import TrainingSpec
@@ -88,5 +88,6 @@ def local_directory(place: str) -> Path:
 
     :param place: checked by :func:`problems_of` to be one of the two.
     """
-    path = unquote(urlsplit(place).path) if place.startswith("file://") else place
-    return Path(path).expanduser().absolute()
+    # Not by urlsplit: "#" and "?" are part of a path that somebody has put behind "file://".
+    uri_path = unquote(place.removeprefix("file://").removeprefix("localhost"))
+    return Path(uri_path if place.startswith("file://") else place).expanduser().absolute()

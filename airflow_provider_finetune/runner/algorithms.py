@@ -218,11 +218,11 @@ def batching(spec: TrainingSpec, *, device: str, longest: int, processes: int = 
     :param device: ``cuda`` or ``cpu``.
     :param longest: tokens of the longest row.
     :param processes: processes that train side by side, over all nodes.
+    :raises UserError: a size in ``extra_args`` is no whole number above 0.
     """
     parameters = effective_parameters(spec)
     per_process = max(1, math.ceil(parameters["effective_batch_size"] / processes))
-    micro = spec.extra_args.get("micro_batch_size")
-    accumulation = spec.extra_args.get("gradient_accumulation_steps")
+    micro, accumulation = (_size(spec.extra_args, name) for name in ("micro_batch_size", "gradient_accumulation_steps"))
     if accumulation and not micro:
         micro = max(1, per_process // accumulation)
     elif not micro:
@@ -230,6 +230,17 @@ def batching(spec: TrainingSpec, *, device: str, longest: int, processes: int = 
         limit = 2 if device == "cuda" else max(1, tokens // max(longest, 1))
         micro = max(size for size in range(1, min(limit, per_process) + 1) if per_process % size == 0)
     return Batching(micro, accumulation or math.ceil(per_process / micro), processes)
+
+
+def _size(extra_args: Mapping[str, Any], name: str) -> int | None:
+    value = extra_args.get(name)
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise UserError(
+        "extra_args_wrong",
+        f"extra_args sets {name}={value!r}, which must be a whole number above 0",
+        "Write it without quotes, or leave it out: training_effective_batch_size is enough",
+    )
 
 
 def keywords(
@@ -266,6 +277,10 @@ def keywords(
     return sent
 
 
+_NEVER_THE_USERS = frozenset({"save_model", "effective_batch_size", "backend"})
+"""Without ``save_model`` there would be nothing to publish; the batch is put together by :func:`batching`."""
+
+
 def with_extra_args(sent: Mapping[str, Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
     """Add the user's own keywords, which may not replace a documented parameter's.
 
@@ -273,8 +288,8 @@ def with_extra_args(sent: Mapping[str, Any], extra_args: Mapping[str, Any]) -> d
     :param extra_args: the user's own.
     :raises UserError: a keyword that we set ourselves; ``dataset_type`` may be chosen.
     """
-    # Without save_model there would be nothing to publish.
-    taken = sorted((set(sent) & set(extra_args)) - {"dataset_type"} | {"save_model"} & set(extra_args))
+    ours = (set(sent) - {"dataset_type"}) | _NEVER_THE_USERS
+    taken = sorted(ours & set(extra_args))
     if taken:
         raise UserError(
             "extra_args_collide",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, Failure, Outcome
+from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
 from airflow_provider_finetune.runner import algorithms, storage, workdir
 from airflow_provider_finetune.runner.chart import render_chart
@@ -43,13 +42,14 @@ def _read(spec_file: Path) -> TrainingSpec:
     try:
         spec = TrainingSpec.from_json(spec_file.read_text(encoding="utf-8"))
         spec.record()
-    except (OSError, UnreadableSpec, TypeError, KeyError) as error:
+    except (OSError, UnreadableSpec, UnicodeDecodeError, TypeError, KeyError) as error:
         raise UserError("spec_unreadable", f"{spec_file}: {error}", "Use a runner of the provider's version") from error
     return spec
 
 
 def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: bool) -> Outcome:
     facts: dict[str, Any] = {"work_dir": str(work_dir.path), "spec_hash": spec.whole_hash()}
+    series = Series()
     try:
         storage.put_text(spec.to_json(), work_dir.spec)
         log.say(f"{spec.algorithm}: {spec.base_model} on {spec.dataset}; work directory {work_dir.path}")
@@ -58,10 +58,6 @@ def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: 
         supervisor.run()
         series, failure = supervisor.series, supervisor.failure
         facts.update(supervisor.facts)
-        facts["metrics"] = {**series.summary(), **facts["metrics"]} if series.last else facts["metrics"]
-        facts["loss_curve"] = series.curve()
-        if series.last:
-            facts["loss_chart"] = _draw(spec, work_dir, series, facts)
     except Exception as error:
         failure = explain(error)
     if failure is None and not check_only and "model_uri" not in facts:
@@ -76,31 +72,35 @@ def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: 
             facts.pop(name, None)
         failure = replace(failure, log_tail=tail(work_dir.log, _LOG_TAIL_LINES))
     known = {item.name for item in fields(Outcome)}
-    status = "failed" if failure else "checked" if check_only else "succeeded"
-    return Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})  # type: ignore[arg-type]
+    status: Status = "failed" if failure else "checked" if check_only else "succeeded"
+    outcome = Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})
+    return _draw(outcome, spec, work_dir, series, log) if series.last else outcome
 
 
-def _draw(spec: TrainingSpec, work_dir: WorkDir, series: Series, facts: dict[str, Any]) -> str:
-    """Write chart and metrics into the work directory and where the spec wants them; return the chart's URI."""
-    page = render_chart(
-        series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}"
-    )
-    storage.put_text(page, work_dir.chart)
-    metrics = Outcome(status="succeeded", metrics=facts["metrics"], loss_curve=facts["loss_curve"])
-    storage.put_text(metrics.to_json(), work_dir.metrics)
-    chart = work_dir.chart
-    if spec.output_loss_chart:
-        chart = _file(spec.output_loss_chart, "output_loss_chart", "loss.html")
+def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Series, log: RunLog) -> Outcome:
+    """Add metrics, curve and chart to ``outcome`` and write them; those of a failed training stay where it worked.
+
+    What goes wrong here is said, and spoils neither a model nor the reason why there is none.
+    """
+    outcome = replace(outcome, metrics={**series.summary(), **outcome.metrics}, loss_curve=series.curve())
+    published = outcome.status == "succeeded"
+    try:
+        metrics = Outcome(status=outcome.status, metrics=outcome.metrics, loss_curve=outcome.loss_curve).to_json()
+        storage.put_text(metrics, work_dir.metrics)
+        if spec.output_metrics and published:
+            storage.put_text(metrics, storage.output_file(spec.output_metrics, "output_metrics", "metrics.json"))
+        page = render_chart(
+            series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}"
+        )
+        chart = work_dir.chart
         storage.put_text(page, chart)
-    if spec.output_metrics:
-        storage.put_text(metrics.to_json(), _file(spec.output_metrics, "output_metrics", "metrics.json"))
-    return chart.as_uri()
-
-
-def _file(uri: str, argument: str, name: str) -> Path:
-    """Return the file that an output means: itself where it has the name's suffix, else ``name`` in that directory."""
-    path = storage.local_path(uri, argument)
-    return path if path.suffix == Path(name).suffix else path / name
+        if spec.output_loss_chart and published:
+            chart = storage.output_file(spec.output_loss_chart, "output_loss_chart", "loss.html")
+            storage.put_text(page, chart)
+    except Exception as error:
+        log.say(f"Metrics or loss chart could not be written: {explain(error).message}", "warning")
+        return outcome
+    return replace(outcome, loss_chart=chart.as_uri())
 
 
 def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_message: Path | None) -> int:
@@ -119,5 +119,5 @@ def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_
         except OSError as error:
             log.say(f"The outcome cannot be written to {path}: {error}", "warning")
     log.machine(OUTCOME_MARK, outcome.to_small_json())
-    sys.stdout.flush()
+    log.close()
     return 0 if outcome.failure is None else 1

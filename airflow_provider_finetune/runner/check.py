@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib.util
 import math
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,7 @@ def _prepare(
     backend: str,
 ) -> Prepared:
     parameters = algorithms.effective_parameters(spec)
-    data_dir = Path(parameters["data_output_dir"] or work_dir.data)
+    data_dir = _data_dir(parameters["data_output_dir"], work_dir)
     data_path = data_dir / "train.parquet"
     sent = algorithms.keywords(
         spec,
@@ -78,18 +81,24 @@ def _prepare(
         sent["data_path"] = str(structure.path)
     rows = dataset.chat_rows(structure.path)
     tokenised = masking.tokenise(rows, tokenizer, parameters["max_seq_len"], data_path)
-    _judge(spec, structure, tokenised, events)
+    dataset.ensure_unchanged(structure)
+    _judge(spec, structure, tokenised, parameters["max_seq_len"], events)
+    _judge_mask(sent["dataset_type"], structure, tokenised, events)
+    if sent["dataset_type"] == "passthrough":
+        _show_samples(spec.show_samples, structure, tokenizer, parameters["max_seq_len"], events)
     if "eval_data_path" in sent and sent["dataset_type"] == "passthrough":
         sent["eval_data_path"] = _tokenise_evaluation(sent["eval_data_path"], tokenizer, parameters, data_dir)
     steps = _plan(spec, sent, tokenised, parameters, events)
+    _ensure_arguments_fit(sent, base_model, tokenised.longest)
     events.report(
         dataset={
             "path": str(structure.path),
             "sha256": structure.sha256,
             "rows": structure.rows,
             "rows_used": tokenised.rows,
-            "rows_dropped": structure.dropped.rows | tokenised.dropped.rows,
+            "rows_dropped": structure.dropped.rows,
             **tokenised.summary(),
+            **({} if sent["dataset_type"] == "passthrough" else _TRAINED_WHOLE),
         }
     )
     return Prepared(base_model, tokenizer, sent, steps)
@@ -116,6 +125,10 @@ def _plan(
         f"micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x 1 process, "
         f"learning rate {parameters['learning_rate']:g}"
     )
+    if not sent.get("eval_data_path") and "eval_steps" in sent:
+        events.warn("eval_steps has no effect: nothing is evaluated without extra_args['eval_data_path']")
+    elif sent.get("eval_data_path") and sent.get("eval_steps", 500) > steps:
+        events.warn(f"nothing is evaluated: extra_args['eval_steps'] (500 if left out) is above the {steps} steps")
     if parameters["lr_warmup_steps"] >= steps:
         events.warn(
             f"the warm-up takes {parameters['lr_warmup_steps']} steps and the whole training {steps}, so the learning "
@@ -124,7 +137,17 @@ def _plan(
     return steps
 
 
-def _judge(spec: TrainingSpec, structure: Structure, tokenised: Tokenised, events: Events) -> None:
+def _data_dir(asked_for: str | None, work_dir: WorkDir) -> Path:
+    """Return where the tokenised data goes: in a directory of this attempt, also where several were given one."""
+    if not asked_for:
+        return work_dir.data
+    identity = hashlib.sha256(str(work_dir.path).encode()).hexdigest()[:12]
+    directory = storage.local_path(asked_for, "training_data_output_dir") / identity
+    storage.ensure_writable(directory, "training_data_output_dir")
+    return directory
+
+
+def _judge(spec: TrainingSpec, structure: Structure, tokenised: Tokenised, max_seq_len: int, events: Events) -> None:
     """Say what was dropped, cut and masked, and end where too little is left."""
     if not tokenised.rows:
         raise UserError(
@@ -135,11 +158,10 @@ def _judge(spec: TrainingSpec, structure: Structure, tokenised: Tokenised, event
     figures = tokenised.summary()
     events.say(
         f"tokens: {figures['tokens']} in {tokenised.rows} rows (median {figures['tokens_median']}, 95 % "
-        f"{figures['tokens_p95']}, longest {figures['tokens_longest']}); {figures['trained_share']:.0%} are trained, "
-        "those of the assistant"
+        f"{figures['tokens_p95']}, longest {figures['tokens_longest']})"
     )
     if tokenised.cut_rows:
-        events.warn(f"{tokenised.cut_rows} rows are cut to training_max_seq_len={spec.parameters['max_seq_len']}")
+        events.warn(f"{tokenised.cut_rows} rows are cut to training_max_seq_len={max_seq_len}")
     for dropped in (structure.dropped, tokenised.dropped):
         if dropped.total:
             events.warn(f"not trained on: {dropped.describe()}")
@@ -147,6 +169,65 @@ def _judge(spec: TrainingSpec, structure: Structure, tokenised: Tokenised, event
             structure.dropped.rows[reason] = count
             structure.dropped.lines[reason] = dropped.lines[reason]
     dataset.ensure_few_dropped(structure.rows, structure.dropped, spec.max_dropped)
+
+
+_TRAINED_WHOLE = {"loss_on": "all", "trained_share": 1.0, "trained_tokens": None}
+"""What the library's own way of chat rows means for the report."""
+
+
+def _judge_mask(dataset_type: str, structure: Structure, tokenised: Tokenised, events: Events) -> None:
+    """Say which tokens are trained, and refuse other ways of the library than with chat rows."""
+    if dataset_type not in ("passthrough", "chat_template"):
+        raise UserError(
+            "dataset_type_unknown",
+            f"extra_args sets dataset_type={dataset_type!r}, and this version reads chat rows",
+            "Leave it out, or set 'chat_template' for training-hub's own way, which trains on the prompts as well",
+        )
+    if dataset_type == "chat_template":
+        if structure.dropped.total:
+            raise UserError(
+                "dataset_unusable",
+                f"With dataset_type='chat_template' training-hub reads {structure.path} itself, and cannot leave out "
+                f"the rows that cannot be used: {structure.dropped.describe()}",
+                "Mend the rows named, or leave dataset_type out",
+            )
+        events.warn("all tokens are trained, the prompts as well, as extra_args['dataset_type'] asks")
+        return
+    events.say(f"mask: {tokenised.summary()['trained_share']:.0%} of the tokens are trained, those of the assistant")
+    if tokenised.endless_rows:
+        events.warn(
+            f"{tokenised.endless_rows} of {tokenised.rows} rows end without a special token, so the model does not "
+            "learn to end its turn: the chat template writes none behind the assistant's text"
+        )
+
+
+def _show_samples(count: int, structure: Structure, tokenizer: Any, max_seq_len: int, events: Events) -> None:
+    """Print the first rows as the model sees them."""
+    for line, messages in islice(dataset.chat_rows(structure.path), count):
+        # A row that the template refuses is dropped, counted and named elsewhere.
+        with suppress(Exception):
+            events.show(f"sample of line {line}, trained between ⟦ and ⟧:")
+            events.show(masking.marked(messages, tokenizer, max_seq_len))
+
+
+def _ensure_arguments_fit(sent: dict[str, Any], base_model: str, longest: int) -> None:
+    """Find before the weights are touched what the libraries would find after."""
+    from airflow_provider_finetune.runner.backends import trl
+
+    try:
+        arguments = trl.training_arguments(sent)
+        for item in fields(arguments):
+            # TRL checks no types; the optimizer would in its first step.
+            if type(item.default) in (int, float) and isinstance(value := getattr(arguments, item.name), str):
+                raise TypeError(f"{item.name}={value!r} must be a number")
+        adapter = trl.lora_config(sent)
+    except Exception as error:
+        raise UserError(
+            "arguments_refused",
+            f"TRL or PEFT refuses the training's arguments: {error}",
+            "Correct training_lr_scheduler or the values in extra_args; their types are those of training-hub",
+        ) from error
+    model.ensure_fits(base_model, adapter, longest, trust_remote_code=bool(sent.get("trust_remote_code")))
 
 
 def _import_libraries() -> str:
@@ -165,7 +246,7 @@ def _import_libraries() -> str:
 
 
 def _tokenise_evaluation(uri: str, tokenizer: Any, parameters: dict[str, Any], data_dir: Path) -> str:
-    structure = dataset.check_structure(dataset.locate(uri))
+    structure = dataset.check_structure(dataset.locate(uri, "extra_args['eval_data_path']"))
     target = data_dir / "eval.parquet"
     if not masking.tokenise(dataset.chat_rows(structure.path), tokenizer, parameters["max_seq_len"], target).rows:
         raise UserError(
@@ -175,10 +256,16 @@ def _tokenise_evaluation(uri: str, tokenizer: Any, parameters: dict[str, Any], d
 
 
 def _ensure_outputs_writable(spec: TrainingSpec) -> None:
-    for argument in ("output_model", "output_metrics", "output_loss_chart"):
+    for argument, name in (("output_metrics", "metrics.json"), ("output_loss_chart", "loss.html")):
         uri = getattr(spec, argument)
         if uri:
-            storage.ensure_writable(storage.local_path(uri, argument).parent, argument)
+            storage.ensure_writable(storage.output_file(uri, argument, name).parent, argument)
+    if spec.output_model:
+        target = storage.local_path(spec.output_model, "output_model")
+        places = (spec.base_model, spec.dataset, spec.work_dir)
+        needed = [storage.local_path(place, "") for place in places if storage.scheme(place) in (None, "file")]
+        storage.ensure_replaceable(target, needed)
+        storage.ensure_writable(target.resolve().parent, "output_model")
 
 
 def _ensure_installed(spec: TrainingSpec) -> None:

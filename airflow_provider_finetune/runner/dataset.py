@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.storage import local_path
 
 Message = dict[str, Any]
@@ -58,6 +58,8 @@ class Structure:
     rows: int = 0
     dropped: Dropped = field(default_factory=Dropped)
     sha256: str = ""
+    stamp: tuple[int, int] = (0, 0)
+    """Size and time of the last change, as they were before the first row was read."""
 
     @property
     def usable(self) -> int:
@@ -65,23 +67,34 @@ class Structure:
         return self.rows - self.dropped.total
 
 
-def locate(dataset: str) -> Path:
+def locate(dataset: str, argument: str = "dataset") -> Path:
     """Return the JSONL file that ``dataset`` names.
 
     :param dataset: path or ``file://`` URI.
-    :raises UserError: missing, a directory, or not JSONL.
+    :param argument: the operator's argument, for the message.
+    :raises UserError: missing, not readable, a directory, or not JSONL.
     """
-    path = local_path(dataset, "dataset")
-    if not path.exists():
+    path = local_path(dataset, argument)
+    try:
+        path.open("rb").close()
+    except FileNotFoundError as error:
         raise UserError(
             "dataset_missing",
-            f"dataset={dataset!r}: {path} does not exist",
+            f"{argument}={dataset!r}: {path} does not exist",
             "Check the path; a task that makes it must run before this one on the same machine",
-        )
-    if path.is_dir() or path.suffix != ".jsonl":
+        ) from error
+    except IsADirectoryError:
+        pass
+    except OSError as error:
+        raise UserError(
+            "dataset_unreadable",
+            f"{argument}={dataset!r}: {path} cannot be read: {error.strerror or error}",
+            "Give the user that runs the training the right to read it",
+        ) from error
+    if path.is_dir() or path.suffix.lower() != ".jsonl":
         raise UserError(
             "dataset_format",
-            f"dataset={dataset!r}: this version reads one .jsonl file with chat rows",
+            f"{argument}={dataset!r}: this version reads one .jsonl file with chat rows",
             'Write a line {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} '
             "for each row",
         )
@@ -94,7 +107,7 @@ def check_structure(path: Path) -> Structure:
     :param path: JSONL file.
     :raises UserError: there is no row, or none with the right form.
     """
-    found = Structure(path)
+    found = Structure(path, stamp=_stamp(path))
     digest = hashlib.sha256()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -102,9 +115,9 @@ def check_structure(path: Path) -> Structure:
             if not line.strip():
                 continue
             found.rows += 1
-            reason = _row_fault(line)
-            if reason:
-                found.dropped.add(number, reason)
+            messages = _messages(line)
+            if isinstance(messages, str):
+                found.dropped.add(number, messages)
     found.sha256 = digest.hexdigest()
     if not found.rows:
         raise UserError("dataset_empty", f"The dataset {path} has no row", "Check the task that writes it")
@@ -121,8 +134,30 @@ def chat_rows(path: Path) -> Iterator[tuple[int, list[Message]]]:
     """Yield line number and messages of each row with the right form."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip() and not _row_fault(line):
-                yield number, json.loads(line)["messages"]
+            messages = _messages(line)
+            if not isinstance(messages, str):
+                yield number, messages
+
+
+def ensure_unchanged(structure: Structure) -> None:
+    """Make sure that what was read the second time is what was checked the first time.
+
+    :param structure: what :func:`check_structure` has found.
+    :raises RunFailed: somebody writes to the file.
+    """
+    if _stamp(structure.path) != structure.stamp:
+        raise RunFailed(
+            "infrastructure",
+            "dataset_changed",
+            f"The dataset {structure.path} was changed while it was read",
+            "Let this task wait for the one that writes it, or write it under another name and rename it when it is "
+            "whole",
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def ensure_few_dropped(rows: int, dropped: Dropped, max_dropped: float) -> None:
@@ -142,13 +177,17 @@ def ensure_few_dropped(rows: int, dropped: Dropped, max_dropped: float) -> None:
         )
 
 
-def _row_fault(line: bytes) -> str | None:
+def _messages(line: bytes) -> list[Message] | str:
+    """Return a row's messages, or what is wrong with it."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
         return "it is not UTF-8"
-    except ValueError as error:
-        return f"it is not JSON ({getattr(error, 'msg', error)})"
+    except json.JSONDecodeError as error:
+        return f"it is not JSON ({error.msg})"
+    except (ValueError, RecursionError):
+        # Python reads neither numbers of thousands of digits nor lists in lists a thousand deep.
+        return "it is not JSON that can be read"
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
         return "it has no list 'messages'"
@@ -157,6 +196,16 @@ def _row_fault(line: bytes) -> str | None:
             return "a message has no 'role'"
         if not isinstance(message.get("content"), str):
             return "a message has no text in 'content'"
+        if not _is_text(message["role"] + message["content"]):
+            return "a message has half of a character (a lone surrogate such as \\ud83d)"
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         return "it has no assistant message with text"
-    return None
+    return messages
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -26,7 +26,10 @@ class Events:
     @classmethod
     def from_environment(cls) -> Events:
         """Open the pipe that the parent has handed down."""
-        return cls(int(os.environ[FD_VARIABLE]))
+        fd = int(os.environ[FD_VARIABLE])
+        # A program that a library starts would hold the pipe open after this process has ended.
+        os.set_inheritable(fd, False)
+        return cls(fd)
 
     def say(self, message: str) -> None:
         """Put one line into the task log."""
@@ -35,6 +38,10 @@ class Events:
     def warn(self, message: str) -> None:
         """Put one warning into the task log."""
         self._send("say", level="warning", message=message)
+
+    def show(self, text: str) -> None:
+        """Put text of the data into the task log, and nowhere else."""
+        self._send("show", text=text)
 
     def report(self, **facts: Any) -> None:
         """Add facts to the outcome: fields of :class:`~airflow_provider_finetune.contract.outcome.Outcome`."""

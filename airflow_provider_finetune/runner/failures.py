@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from airflow_provider_finetune.contract.outcome import Failure, FailureClass
 
@@ -37,7 +38,7 @@ def explain(error: BaseException) -> Failure:
     for link in _chain(error):
         if isinstance(link, RunFailed):
             return link.failure
-        if _is_disk_full(link):
+        if is_disk_full(link):
             return Failure(
                 failure_class="resources",
                 cause="disk_full",
@@ -67,10 +68,15 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return links
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors and torch wrap the system's error in one of their own and keep only its text.
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
-        "No space left on device" in str(error)
+def is_disk_full(error: BaseException) -> bool:
+    """Say whether a disk or a quota is used up.
+
+    :param error: one exception, whose causes are not looked at.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors, torch and shutil wrap the system's error in one of their own and keep only its text.
+    return (isinstance(error, OSError) and error.errno in numbers) or any(
+        os.strerror(number) in str(error) for number in numbers
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import threading
@@ -15,22 +17,43 @@ class RunLog:
 
     Standard output gets our lines: readable ones, ``warning: `` and ``error: `` in front of those that are, and the
     machine-readable ones behind a mark. ``train.log`` gets these and all that the libraries print. A full disk ends
-    the writing of ``train.log``, never the run.
+    the writing of ``train.log``, and a reader that is gone that of standard output, never the run.
     """
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
         self._lock = threading.Lock()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Whatever the locale: the launcher reads UTF-8, and no character of a message may end the run.
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
     def open(self, path: Path) -> None:
         """Begin to write ``train.log``."""
-        self._file = path.open("ab", buffering=0)
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            self._print(f"warning: there will be no train.log: {error}")
+
+    def close(self) -> None:
+        """End ``train.log``."""
+        with self._lock:
+            if self._file is not None:
+                # A network disk may say only now that it was full.
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
 
     def say(self, message: str, level: str = "info") -> None:
         """Put a message into the task log, line by line."""
         mark = "" if level == "info" else f"{level}: "
         for line in message.splitlines():
             self._print(mark + line)
+
+    def show(self, text: str) -> None:
+        """Put text of the data into the task log: not into ``train.log``, whose end travels in a failure's outcome."""
+        for line in text.splitlines():
+            # Behind a bar no line can be taken for one of ours.
+            self._to_stdout(f"| {line}")
 
     def machine(self, mark: str, content: Mapping[str, Any] | str) -> None:
         """Put one machine-readable line into the task log."""
@@ -44,12 +67,19 @@ class RunLog:
             try:
                 self._file.write(output)
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._file.close()
                 self._file = None
-                print(f"warning: train.log ends here: {error}", flush=True)
+                self._to_stdout(f"warning: train.log ends here: {error}")
 
     def _print(self, line: str) -> None:
-        print(line, flush=True)
-        self.raw(f"{line}\n".encode())
+        self._to_stdout(line)
+        self.raw(f"{line}\n".encode(errors="backslashreplace"))
+
+    @staticmethod
+    def _to_stdout(line: str) -> None:
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
 
 
 def tail(path: Path, lines: int) -> list[str]:

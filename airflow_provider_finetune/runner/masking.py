@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Tokenised:
     lengths: array[int] = field(default_factory=lambda: array("I"))
     trained_tokens: int = 0
     cut_rows: int = 0
+    endless_rows: int = 0
+    """Rows that are not cut and whose last trained token is an ordinary one: no end of the turn is learned."""
     dropped: Dropped = field(default_factory=Dropped)
 
     @property
@@ -61,6 +64,7 @@ class Tokenised:
             "tokens_p95": ordered[int(len(ordered) * 0.95)] if ordered else 0,
             "tokens_longest": self.longest,
             "rows_cut": self.cut_rows,
+            "rows_without_end_of_turn": self.endless_rows,
         }
 
 
@@ -96,14 +100,36 @@ def encode(messages: list[Message], tokenizer: Any, max_seq_len: int) -> tuple[l
     :return: ``input_ids``, ``labels`` (:data:`IGNORED` where not trained), and whether the row was cut to
         ``max_seq_len`` tokens.
     """
+    _, _, ids, labels = _labelled(messages, tokenizer)
+    return ids[:max_seq_len], labels[:max_seq_len], len(ids) > max_seq_len
+
+
+def _labelled(messages: list[Message], tokenizer: Any) -> tuple[str, list[tuple[int, int]], list[int], list[int]]:
+    """Return the rendered text, and of each token its characters, its id and its label."""
     text, spans = trained_spans(messages, tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     labels = [
         token if any(start <= first < end for start, end in spans) else IGNORED
         for token, (first, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
-    ids = encoded["input_ids"]
-    return ids[:max_seq_len], labels[:max_seq_len], len(ids) > max_seq_len
+    return text, encoded["offset_mapping"], encoded["input_ids"], labels
+
+
+def marked(messages: list[Message], tokenizer: Any, max_seq_len: int) -> str:
+    """Return a conversation as the model sees it, with the text that is trained between ``⟦`` and ``⟧``.
+
+    :param messages: the conversation.
+    :param tokenizer: a fast transformers tokenizer with a chat template.
+    :param max_seq_len: tokens after which the row is cut; what comes after is left out.
+    """
+    text, places, ids, labels = _labelled(messages, tokenizer)
+    parts, position = [], 0
+    kept = list(zip(places[:max_seq_len], labels[:max_seq_len], strict=True))
+    for trained, tokens in groupby(kept, key=lambda token: token[1] != IGNORED):
+        end = max(last for (_, last), _ in tokens)
+        parts.append(f"⟦{text[position:end]}⟧" if trained else text[position:end])
+        position = max(position, end)
+    return "".join(parts) + ("… (cut)" if len(ids) > max_seq_len else "")
 
 
 def tokenise(rows: Iterable[tuple[int, list[Message]]], tokenizer: Any, max_seq_len: int, target: Path) -> Tokenised:
@@ -118,6 +144,7 @@ def tokenise(rows: Iterable[tuple[int, list[Message]]], tokenizer: Any, max_seq_
     import pyarrow.parquet as pq
 
     found = Tokenised()
+    ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     target.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     batch: list[dict[str, list[int]]] = []
@@ -126,11 +153,16 @@ def tokenise(rows: Iterable[tuple[int, list[Message]]], tokenizer: Any, max_seq_
             row = _encode_or_drop(line, messages, tokenizer, max_seq_len, found)
             if row:
                 batch.append(row)
+                found.endless_rows += len(row["labels"]) < max_seq_len and _last_trained(row["labels"]) not in ends
             if len(batch) == _ROWS_PER_BATCH:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
                 batch = []
         writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     return found
+
+
+def _last_trained(labels: list[int]) -> int:
+    return next(label for label in reversed(labels) if label != IGNORED)
 
 
 def _encode_or_drop(
@@ -142,8 +174,10 @@ def _encode_or_drop(
         found.dropped.add(line, "the model's chat template renders its earlier turns differently in context")
         return None
     except Exception as error:
-        # A template refuses rows by raising whatever its Jinja code says (e.g. roles that do not alternate).
-        found.dropped.add(line, f"the model's chat template refuses it ({error})")
+        # Templates refuse rows in words of their own ("roles must alternate"); what else is raised may quote the row,
+        # and no part of the data belongs into an outcome.
+        why = str(error)[:200] if type(error).__name__ == "TemplateError" else type(error).__name__
+        found.dropped.add(line, f"the model's chat template refuses it ({why})")
         return None
     # The first token is only ever input: the loss compares each token with the one before it.
     trained = sum(label != IGNORED for label in labels[1:])

@@ -227,13 +227,13 @@ class MetricsFollower:
             yield self._training_point(row, step, loss)
             self._step = step
         if eval_loss is not None:
-            epoch = self._epoch if keys.steps_per_epoch else _number(row, "epoch")
+            epoch = self._epoch if keys.steps_per_epoch else _epoch(row)
             yield Point(step, epoch, eval_loss=eval_loss)
 
     def _training_point(self, row: dict[str, Any], step: int, loss: float) -> Point:
         keys = self._format
         per_epoch = _whole(row, keys.steps_per_epoch)
-        self._epoch = _number(row, "epoch")
+        self._epoch = _epoch(row)
         if per_epoch and self._epoch is not None:
             # These backends number epochs from 0. The steps of an epoch differ a little from one to the next, since
             # batches are packed by length, so the fraction is held inside the epoch that the row names.
@@ -295,6 +295,11 @@ def _number(row: dict[str, Any], key: str) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _epoch(row: dict[str, Any]) -> float | None:
+    value = _number(row, "epoch")
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _whole(row: dict[str, Any], key: str) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.storage import local_path, scheme
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
 
 
 def locate(base_model: str) -> str:
@@ -27,7 +27,7 @@ def locate(base_model: str) -> str:
         raise UserError(
             "model_missing",
             f"training_base_model={base_model!r}: there is no directory {path}",
-            "Check the path, or name a model on the HuggingFace hub as organisation/name",
+            "Check the path, or name a model on the HuggingFace hub as organisation/name or hf://name",
         )
     if not (path / "config.json").is_file():
         raise UserError(
@@ -67,10 +67,62 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def ensure_fits(base_model: str, adapter: Any, longest: int, *, trust_remote_code: bool = False) -> None:
+    """Make sure that the adapter has its modules in the base model and the longest row its positions.
+
+    :param base_model: what :func:`locate` returned.
+    :param adapter: PEFT's configuration.
+    :param longest: tokens of the longest row.
+    :param trust_remote_code: run code that the model brings along.
+    :raises UserError: the one or the other does not fit.
+    :raises RunFailed: the hub cannot be reached.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig
+
+    try:
+        architecture = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+        base = _without_weights(architecture, trust_remote_code)
+    except Exception as error:
+        raise _reading_failed(base_model, "architecture", error) from error
+    positions = getattr(architecture, "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise UserError(
+            "rows_longer_than_model",
+            f"The longest row has {longest} tokens, and {base_model} reads {positions} at most",
+            f"Set training_max_seq_len={positions} or less, or take a model with a longer context",
+        )
+    try:
+        with torch.device("meta"):
+            get_peft_model(base, adapter)
+    except Exception as error:
+        raise UserError(
+            "adapter_does_not_fit",
+            f"{base_model} cannot get the adapter that was asked for: {error}",
+            "Name modules that the model has in training_lora_target_modules, or leave it out for all linear layers",
+        ) from error
+
+
+def _without_weights(architecture: Any, trust_remote_code: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust_remote_code)
+
+
 def _reading_failed(model: str, what: str, error: Exception) -> RunFailed:
     text = str(error)
     names = {type(link).__name__ for link in (error, error.__cause__, error.__context__) if link}
-    if "GatedRepoError" in names or "gated repo" in text or "401" in text or "403" in text:
+    if "trust_remote_code" in text:
+        return UserError(
+            "model_brings_code",
+            f"The {what} of {model} is code that the model brings along, which is not run unasked",
+            "Read that code, and set extra_args={'trust_remote_code': True} where you trust it",
+        )
+    refused = "GatedRepoError" in names or any(word in text for word in ("gated repo", "401", "403"))
+    if refused and not Path(model).is_dir():
         return UserError(
             "model_gated",
             f"The HuggingFace hub refuses {model}: its {what} needs rights that were not given",
@@ -111,15 +163,15 @@ def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust
     import torch
     from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         config = PeftConfig.from_pretrained(str(directory))
         weights = load_file(directory / "adapter_model.safetensors")
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
         architecture = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+        base = _without_weights(architecture, trust_remote_code)
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust_remote_code)
             assert isinstance(config, LoraConfig)
             expected = get_peft_model_state_dict(get_peft_model(base, config))
     except Exception as error:

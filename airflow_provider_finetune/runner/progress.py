@@ -53,7 +53,6 @@ class Progress:
         :param memory_bytes: memory in use, for backends that do not say
         """
         point = self._point or Point(0)
-        loss = point.loss
         total = point.total_steps
         seconds = self._seconds_per_step()
         return {
@@ -61,8 +60,8 @@ class Progress:
             "total_steps": total,
             "epoch": point.epoch,
             "epochs": self._epochs,
-            "loss": loss if loss is not None and math.isfinite(loss) else None,
-            "learning_rate": point.learning_rate,
+            "loss": _finite(point.loss),
+            "learning_rate": _finite(point.learning_rate),
             "tokens_per_second": point.tokens_per_second or self._tokens_per_second(),
             "memory_bytes": point.memory_bytes or memory_bytes,
             "eta_seconds": None if seconds is None or total is None else max(total - point.step, 0) * seconds,
@@ -88,6 +87,10 @@ class Progress:
             return None
         first, last = counted[0], counted[-1]
         return ((last.tokens or 0) - (first.tokens or 0)) / (last.now - first.now)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def progress_line(figures: Mapping[str, Any]) -> str:

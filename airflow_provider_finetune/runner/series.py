@@ -164,7 +164,9 @@ class Series:
         if previous is not None and point.step <= previous.step:
             self._rewind(point.step)
         if point.loss is not None and math.isfinite(point.loss):
-            self.loss.add(point.step, point.loss, point.learning_rate, point.epoch)
+            rate = point.learning_rate
+            rate = rate if rate is not None and math.isfinite(rate) else None
+            self.loss.add(point.step, point.loss, rate, point.epoch)
         if not point.finite:
             self._add_non_finite(point.step, previous)
         self.last = point

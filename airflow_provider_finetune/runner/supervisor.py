@@ -37,6 +37,7 @@ _ENVIRONMENT = {
 """Of the child, where its environment does not say otherwise."""
 
 _POLL_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 3.0
 _GRACE_SECONDS = 25.0
 """From SIGTERM to SIGKILL for the child: less than the 30 s that Kubernetes and the local launcher give the runner."""
 
@@ -76,11 +77,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         child, events, readers = self._start()
-        while child.poll() is None:
-            self._turn(child, events)
+        try:
+            while child.poll() is None:
+                self._turn(child, events)
+        finally:
+            # Nothing trains on unseen where following has failed; a child that has ended is left alone.
+            child.kill()
+        # A grandchild may hold the pipes open for longer than anybody wants to wait.
+        until = time.monotonic() + _LAST_WORDS_SECONDS
         for reader in readers:
-            # A grandchild may hold the pipes open for longer than anybody wants to wait.
-            reader.join(timeout=5)
+            reader.join(timeout=max(0.0, until - time.monotonic()))
         while not events.empty():
             self._handle(events.get())
         self._follow(final=True)
@@ -99,7 +105,16 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=[write_fd],
-            env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": path, FD_VARIABLE: str(write_fd)},
+            env={
+                **_ENVIRONMENT,
+                # Processed data is this attempt's own; in the user's cache each training would leave a copy.
+                "HF_DATASETS_CACHE": str(self._work_dir.data / "cache"),
+                **os.environ,
+                "PYTHONPATH": path,
+                # "-m" would put the current directory first, where a file datasets.py poses as the library.
+                "PYTHONSAFEPATH": "1",
+                FD_VARIABLE: str(write_fd),
+            },
         )
         os.close(write_fd)
         self._child = child
@@ -111,8 +126,9 @@ class Supervisor:
     def _keep_output(self) -> None:
         assert self._child is not None
         assert self._child.stdout is not None
-        while output := os.read(self._child.stdout.fileno(), 65536):
-            self._log.raw(output)
+        with self._child.stdout as pipe:
+            while output := os.read(pipe.fileno(), 65536):
+                self._log.raw(output)
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._signal is None:
@@ -131,6 +147,8 @@ class Supervisor:
         kind = event.pop("event")
         if kind == "say":
             self._log.say(event["message"], event["level"])
+        elif kind == "show":
+            self._log.show(event["text"])
         elif kind == "training":
             self._training = True
         elif kind == "failed":
@@ -159,9 +177,15 @@ class Supervisor:
         self._printed_step, self._next_line = last.step, now + self._spec.progress_interval
 
     def _judge(self, returncode: int, *, killed_for_memory: bool) -> None:
-        """Say why the child ended, where it could not do so itself."""
+        """Say why the child ended, where it could not do so itself.
+
+        A child that had ended well, or knew what was wrong, when a signal came is not made worse by it.
+        """
+        if returncode == 0:
+            return
         step = f" at step {self.series.last.step}" if self.series.last else " before the first step"
-        if self._signal is not None:
+        # Ctrl-C reaches the child as well, which then reports its own end as a crash.
+        if self._signal is not None and (self.failure is None or self.failure.cause == "library_crash"):
             self.failure = Failure(
                 failure_class="preempted",
                 cause="terminated",
@@ -175,7 +199,7 @@ class Supervisor:
                 message=f"The kernel ended the training{step} because memory was used up",
                 cure="Lower training_max_tokens_per_gpu or training_max_seq_len, or give the training more memory",
             )
-        elif self.failure is None and returncode != 0:
+        elif self.failure is None:
             end = signal.Signals(-returncode).name if returncode < 0 else f"exit status {returncode}"
             self.failure = Failure(
                 failure_class="infrastructure",

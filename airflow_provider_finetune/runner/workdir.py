@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.failures import RunFailed, UserError, is_disk_full
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,37 @@ def create(task_instance: Path) -> WorkDir:
     """Make the directory of a new lineage below the task instance's.
 
     :param task_instance: ``TrainingSpec.work_dir``.
-    :raises UserError: the directory cannot be written.
+    :raises RunFailed: the directory cannot be written.
     """
+    # An outcome names places by URIs, which have no relative form.
+    task_instance = task_instance.absolute()
     try:
         task_instance.mkdir(parents=True, exist_ok=True)
-        taken = [int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()]
-        path = task_instance / str(max(taken, default=0) + 1)
-        path.mkdir()
+        return WorkDir(_next_lineage(task_instance))
     except OSError as error:
+        if is_disk_full(error):
+            raise RunFailed(
+                "resources",
+                "disk_full",
+                f"The disk of the work directory {task_instance} is full",
+                "Free space there, or set pvc_path to a directory on a larger disk",
+            ) from error
         raise UserError(
             "work_dir_not_writable",
             f"The work directory {task_instance} cannot be written: {error.strerror or error}",
             "Give the user that runs the training the right to write there, or set pvc_path to another directory",
         ) from error
-    return WorkDir(path)
+
+
+def _next_lineage(task_instance: Path) -> Path:
+    taken = [int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()]
+    number = max(taken, default=0) + 1
+    while True:
+        path = task_instance / str(number)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            # Another attempt of the same task, such as one whose worker was thought lost, was quicker.
+            number += 1
+        else:
+            return path

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from airflow_provider_finetune.runner import model, storage
 from airflow_provider_finetune.runner.check import Prepared, check
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
-from airflow_provider_finetune.runner.metrics import MetricsFollower
+from airflow_provider_finetune.runner.metrics import MetricsFollower, metrics_file
 from airflow_provider_finetune.runner.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
@@ -73,7 +74,7 @@ def _publish_adapter(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, 
     model.prove_adapter(arrived, prepared.model, prepared.tokenizer.chat_template, trust_remote_code=trust)
     target = storage.local_path(spec.output_model, "output_model") if spec.output_model else work_dir.model
     storage.put_directory(arrived, target)
-    shutil.rmtree(arrived)
+    shutil.rmtree(arrived, ignore_errors=True)
     events.report(model_uri=target.as_uri(), model_path=str(target), model_kind="adapter")
     _forget(spec, work_dir)
 
@@ -108,8 +109,13 @@ def _forget(spec: TrainingSpec, work_dir: WorkDir) -> None:
     if spec.keep != "all":
         shutil.rmtree(work_dir.data, ignore_errors=True)
     if spec.keep == "model":
-        for checkpoint in work_dir.checkpoints.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        for entry in work_dir.checkpoints.iterdir():
+            # The parent still reads the metrics. What cannot be removed harms no model.
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != metrics_file(work_dir.checkpoints, "lora_sft"):
+                with suppress(OSError):
+                    entry.unlink()
 
 
 def _versions() -> dict[str, str]:

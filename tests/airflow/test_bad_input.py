@@ -18,6 +18,8 @@ import pytest
         ('pvc_path="pvc://claim/runs"', "file:///absolute/path"),
         ('output_model="pvc://claim/model"', "output_model='pvc://claim/model'"),
         ('training_base_model="pvc://claim/model"', "training_base_model='pvc://claim/model'"),
+        ('pvc_path="file://runs/mine"', "pvc_path='file://runs/mine': what stands between file:// and the next slash"),
+        ('output_model="file://models/mine"', "Write three slashes before an absolute path"),
         ('pvc_path="s3://bucket/runs"', "it must be a directory of this machine"),
         ('launcher="slurm"', "launcher='slurm': it must be one of 'trainjob', 'pod', 'local'"),
         ('keep="nothing"', "keep='nothing': it must be one of 'model'"),

@@ -154,6 +154,29 @@ def test_a_keyword_that_training_hub_would_drop(run_runner: RunRunner, spec: Spe
     assert "would ignore wieght_decay" in refused(run_runner(spec), "keyword_unknown")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "extra_args", "cause", "named"),
+    [
+        ({"lora_target_modules": ["q_prjo"]}, {}, "adapter_does_not_fit", "q_prjo"),
+        ({"lr_scheduler": "wavy"}, {}, "arguments_refused", "wavy"),
+        ({}, {"weight_decay": "much"}, "arguments_refused", "much"),
+        ({}, {"dataset_type": "alpaca"}, "dataset_type_unknown", "alpaca"),
+    ],
+)
+def test_what_the_libraries_would_refuse_in_the_middle_is_refused_before(
+    run_runner: RunRunner, spec: Spec, parameters: Spec, extra_args: Spec, cause: str, named: str
+) -> None:
+    spec["parameters"] |= parameters
+    spec["extra_args"] = extra_args
+    assert named in refused(run_runner(spec), cause)
+
+
+def test_rows_that_are_longer_than_the_model_reads(run_runner: RunRunner, spec: Spec, dataset: Path) -> None:
+    write_rows(dataset, [chat("Long?", "yes " * 200)])
+    spec["parameters"] |= {"max_seq_len": 1024, "max_tokens_per_gpu": 1024}
+    assert "training_max_seq_len=512" in refused(run_runner(spec), "rows_longer_than_model")
+
+
 def test_a_gpu_that_was_asked_for(run_runner: RunRunner, spec: Spec) -> None:
     spec["device"] = "cuda"
     assert "training_resource_gpu_per_worker=0" in refused(run_runner(spec), "cuda_not_there_yet")

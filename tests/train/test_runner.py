@@ -57,6 +57,7 @@ def test_a_run_leaves_a_proven_adapter_and_tells_how_it_got_there(
     files = {entry.name for entry in (work_dir / "model").iterdir()}
     assert files >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"}
     assert not (work_dir / "data").exists(), "keep='model' removes what only the training needed"
+    assert [entry.name for entry in (work_dir / "checkpoints").iterdir()] == ["training_metrics.jsonl"]
 
 
 def test_the_published_adapter_answers_when_somebody_else_loads_it(
@@ -88,7 +89,8 @@ def test_results_go_where_the_spec_wants_them(run_runner: RunRunner, spec: dict[
     spec["parameters"]["checkpoint_at_epoch"] = True
     stale = tmp_path / "out" / "model" / "adapter_of_yesterday"
     stale.parent.mkdir(parents=True)
-    stale.touch()
+    for name in ("adapter_config.json", "adapter_model.safetensors", stale.name):
+        (stale.parent / name).touch()
     outcome = run_runner(spec).outcome
     assert outcome.loss_chart == (tmp_path / "charts" / "mine.html").as_uri()
     assert (tmp_path / "charts" / "mine.html").is_file()
@@ -116,6 +118,30 @@ def test_check_tells_what_would_come_and_trains_nothing(run_runner: RunRunner, s
     assert "plan: 6 steps in 2 epochs, effective batch 8 = micro-batch 8 x accumulation 1 x 1 process" in ended.output
     assert "step 1/" not in ended.output
     assert ended.outcome.dataset["rows_used"] == 24
+
+
+def test_samples_stand_in_the_task_log_with_the_trained_text_marked_and_nowhere_else(
+    run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    spec |= {"show_samples": 2, "extra_args": {"eval_steps": 5}}
+    spec["parameters"]["data_output_dir"] = (tmp_path / "tokenised").as_uri()
+    ended = run_runner(spec, "check")
+    assert "| sample of line 1, trained between ⟦ and ⟧:" in ended.output
+    assert "| What is 1?<|im_end|>\n| <|im_start|>assistant\n| ⟦It is very 1.<|im_end|>⟧" in ended.output
+    assert "What is 2?" not in ended.output
+    assert "It is" not in (tmp_path / "work" / "1" / "train.log").read_text()
+    assert "It is" not in ended.full.to_json()
+    assert "warning: eval_steps has no effect" in ended.output
+    (mine,) = (tmp_path / "tokenised").iterdir()
+    assert (mine / "train.parquet").is_file(), "in a directory of its own: others may be given the same"
+
+
+def test_the_librarys_own_way_of_chat_rows_is_told_as_it_is(run_runner: RunRunner, spec: dict[str, Any]) -> None:
+    spec["extra_args"] = {"dataset_type": "chat_template"}
+    ended = run_runner(spec, "check")
+    assert ended.outcome.dataset["loss_on"] == "all", ended.output
+    assert ended.outcome.dataset["trained_share"] == 1
+    assert "warning: all tokens are trained, the prompts as well" in ended.output
 
 
 def test_a_warmup_as_long_as_the_training_and_a_short_epoch_are_said(

@@ -1,0 +1,212 @@
+"""The parent of the training says truly how its child has ended, and never waits for ever or leaves it behind.
+
+The child is a real process, a few lines of Python in place of the training.
+
+* what it reports arrives, also where it leaves somebody behind who holds its pipes
+* an end by a signal, by the kernel, or of its own; which of several causes is told
+* a fault while it is followed ends it as well
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import supervisor as module
+from airflow_provider_finetune.runner.log import RunLog
+from airflow_provider_finetune.runner.supervisor import Supervisor
+from airflow_provider_finetune.runner.workdir import WorkDir
+
+Start = Callable[[str], Supervisor]
+
+PRELUDE = """\
+#!{python}
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+here = Path(__file__).parent
+pipe = os.fdopen(int(os.environ["FINETUNE_EVENTS_FD"]), "w", buffering=1)
+def tell(event, **content):
+    pipe.write(json.dumps(dict(event=event, **content)) + "\\n")
+def fail(cause):
+    tell("failed", failure=dict(failure_class="user", cause=cause, message="m", cure="c"))
+"""
+
+
+@pytest.fixture
+def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Make a supervisor whose child is the given program."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    python, log = sys.executable, RunLog()
+
+    def make(program: str) -> Supervisor:
+        script = tmp_path / "child"
+        script.write_text(PRELUDE.format(python=python) + program)
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        spec = TrainingSpec(algorithm="lora_sft", base_model="m", dataset="d", work_dir=str(tmp_path))
+        log.open(tmp_path / "train.log")
+        return Supervisor(spec, WorkDir(tmp_path), log, epochs=1, check_only=False)
+
+    yield make
+    log.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def signal_when(file: Path, number: int = signal.SIGTERM) -> threading.Thread:
+    """Send this process a signal as soon as a file is there."""
+
+    def send() -> None:
+        while not file.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def cause_of(supervisor: Supervisor) -> str | None:
+    """Return the cause of the failure, if there is one."""
+    return supervisor.failure.cause if supervisor.failure else None
+
+
+def test_facts_of_a_child_are_gathered_and_its_output_is_kept(supervise: Start, tmp_path: Path) -> None:
+    child = supervise(
+        "print('from a library')\n"
+        "tell('report', metrics={'seconds_check': 1})\n"
+        "tell('report', metrics={'seconds_training': 2}, model_uri='file:///m')\n"
+    )
+    child.run()
+    assert child.failure is None
+    assert child.facts["model_uri"] == "file:///m"
+    assert {"seconds_check": 1, "seconds_training": 2}.items() <= child.facts["metrics"].items()
+    assert "from a library" in (tmp_path / "train.log").read_text()
+
+
+def test_nobody_waits_for_a_grandchild_that_holds_the_pipes(supervise: Start) -> None:
+    child = supervise(
+        "subprocess.Popen(['sleep', '20'], close_fds=False)\ntell('report', model_uri='file:///m')\nprint('end')\n"
+    )
+    started = time.monotonic()
+    child.run()
+    assert time.monotonic() - started < 8
+    assert child.facts["model_uri"] == "file:///m"
+
+
+def test_the_child_does_not_import_from_the_directory_that_the_task_was_started_in(supervise: Start) -> None:
+    child = supervise("tell('report', versions={'safe': os.environ['PYTHONSAFEPATH']})\n")
+    child.run()
+    assert child.facts["versions"] == {"safe": "1"}
+
+
+def test_copies_that_the_libraries_make_of_the_data_go_where_the_attempt_works(
+    supervise: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    child = supervise("tell('report', versions={'cache': os.environ['HF_DATASETS_CACHE']})\n")
+    child.run()
+    assert child.facts["versions"] == {"cache": str(tmp_path / "data" / "cache")}
+
+
+def test_an_end_without_a_word_is_told_by_its_status(supervise: Start) -> None:
+    child = supervise("os._exit(7)\n")
+    child.run()
+    assert child.failure is not None
+    assert (child.failure.cause, child.failure.failure_class) == ("library_crash", "infrastructure")
+    assert "exit status 7" in child.failure.message
+
+
+def test_a_kill_by_the_kernel_for_memory_is_told_as_such(supervise: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([3, 4])
+    monkeypatch.setattr(module, "_oom_kills", lambda: next(counts))
+    child = supervise("os.kill(os.getpid(), signal.SIGKILL)\n")
+    child.run()
+    assert cause_of(child) == "out_of_memory"
+
+
+def test_a_training_that_ended_well_is_not_failed_because_the_kernel_killed_somebody_else(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([3, 4])
+    monkeypatch.setattr(module, "_oom_kills", lambda: next(counts))
+    child = supervise("tell('report', model_uri='file:///m')\n")
+    child.run()
+    assert child.failure is None
+
+
+def test_a_signal_reaches_the_child_and_is_told(supervise: Start, tmp_path: Path) -> None:
+    child = supervise("(here / 'up').touch()\ntime.sleep(60)\n")
+    sender = signal_when(tmp_path / "up")
+    child.run()
+    sender.join()
+    assert child.failure is not None
+    assert (child.failure.failure_class, child.failure.cause) == ("preempted", "terminated")
+    assert "SIGTERM before the first step" in child.failure.message
+
+
+def test_a_signal_after_the_model_is_in_place_does_not_unmake_it(supervise: Start, tmp_path: Path) -> None:
+    child = supervise(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "tell('report', model_uri='file:///m')\n(here / 'up').touch()\ntime.sleep(60)\n"
+    )
+    sender = signal_when(tmp_path / "up")
+    child.run()
+    sender.join()
+    assert child.failure is None
+
+
+def test_what_the_child_knew_to_be_wrong_is_told_also_when_a_signal_came(supervise: Start, tmp_path: Path) -> None:
+    child = supervise("fail('dataset_empty')\n(here / 'up').touch()\ntime.sleep(60)\n")
+    sender = signal_when(tmp_path / "up")
+    child.run()
+    sender.join()
+    assert cause_of(child) == "dataset_empty"
+
+
+def test_an_interrupt_that_the_child_takes_for_a_crash_is_told_as_an_interrupt(
+    supervise: Start, tmp_path: Path
+) -> None:
+    child = supervise(
+        "def crash(*_):\n    fail('library_crash')\n    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, crash)\n(here / 'up').touch()\ntime.sleep(60)\n"
+    )
+    sender = signal_when(tmp_path / "up", signal.SIGINT)
+    child.run()
+    sender.join()
+    assert child.failure is not None
+    assert (child.failure.cause, "SIGINT" in child.failure.message) == ("terminated", True)
+
+
+def test_a_child_that_does_not_heed_the_signal_is_killed(
+    supervise: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.5)
+    child = supervise("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / 'up').touch()\ntime.sleep(60)\n")
+    sender = signal_when(tmp_path / "up")
+    started = time.monotonic()
+    child.run()
+    sender.join()
+    assert time.monotonic() - started < 20
+    assert cause_of(child) == "terminated"
+
+
+def test_a_fault_while_the_child_is_followed_ends_the_child(supervise: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = supervise("tell('training')\ntime.sleep(60)\n")
+
+    def broken() -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(child._follower, "poll", broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        child.run()
+    assert child._child is not None
+    assert child._child.wait(timeout=10) == -signal.SIGKILL
