@@ -9,10 +9,10 @@ from typing import Any
 from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
 from airflow_provider_finetune.runner import algorithms, storage, workdir
-from airflow_provider_finetune.runner.chart import render_chart
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
 from airflow_provider_finetune.runner.log import RunLog, tail
-from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.reporting.chart import render_chart
+from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 

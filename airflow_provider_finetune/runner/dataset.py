@@ -32,6 +32,11 @@ class Dropped:
         if len(lines) < LINES_KEPT:
             lines.append(line)
 
+    def absorb(self, others: Dropped) -> None:
+        """Add rows that were dropped for other reasons."""
+        self.rows |= others.rows
+        self.lines |= others.lines
+
     @property
     def total(self) -> int:
         """How many rows are dropped."""

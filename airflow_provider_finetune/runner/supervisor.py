@@ -23,9 +23,9 @@ from airflow_provider_finetune.contract.outcome import PROGRESS_MARK, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.events import FD_VARIABLE
 from airflow_provider_finetune.runner.log import RunLog
-from airflow_provider_finetune.runner.metrics import MetricsFollower
-from airflow_provider_finetune.runner.progress import Progress, progress_line
-from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
+from airflow_provider_finetune.runner.reporting.progress import Progress, progress_line
+from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _ENVIRONMENT = {

@@ -16,8 +16,8 @@ from airflow_provider_finetune.runner import model, storage
 from airflow_provider_finetune.runner.check import Prepared, check
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
-from airflow_provider_finetune.runner.metrics import MetricsFollower, metrics_file
-from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, metrics_file
+from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _VERSIONS = ("training-hub", "torch", "transformers", "trl", "peft")

@@ -19,8 +19,8 @@ from airflow_provider_finetune.contract.outcome import Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import attempt
 from airflow_provider_finetune.runner.log import RunLog
-from airflow_provider_finetune.runner.metrics import Point
-from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.reporting.metrics import Point
+from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 Spec = dict[str, Any]

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from airflow_provider_finetune.runner.chart import render_chart
-from airflow_provider_finetune.runner.chart_scale import (
+from airflow_provider_finetune.runner.reporting.chart import render_chart
+from airflow_provider_finetune.runner.reporting.chart_scale import (
     loss_axis,
     loss_text,
     round_ticks,
@@ -24,8 +24,8 @@ from airflow_provider_finetune.runner.chart_scale import (
     step_text,
     tick_text,
 )
-from airflow_provider_finetune.runner.metrics import Point
-from airflow_provider_finetune.runner.series import Curve, Series
+from airflow_provider_finetune.runner.reporting.metrics import Point
+from airflow_provider_finetune.runner.reporting.series import Curve, Series
 
 NAN = math.nan
 

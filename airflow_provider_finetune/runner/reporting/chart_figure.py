@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from airflow_provider_finetune.runner.chart_scale import (
+from airflow_provider_finetune.runner.reporting.chart_scale import (
     Axis,
     by_pixel,
     count_text,
@@ -21,7 +21,7 @@ from airflow_provider_finetune.runner.chart_scale import (
     step_text,
     tick_text,
 )
-from airflow_provider_finetune.runner.series import Bucket, Sample, Series
+from airflow_provider_finetune.runner.reporting.series import Bucket, Sample, Series
 
 WIDTH = 960
 _LEFT, _RIGHT = 66, 818

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from airflow_provider_finetune.runner.series import Bucket, Curve, Sample
+from airflow_provider_finetune.runner.reporting.series import Bucket, Curve, Sample
 
 _SPIKE_FACTOR = 3.0
 """A spike this many times as high as everything else is cut off; so the rest keeps a third of the height or more."""

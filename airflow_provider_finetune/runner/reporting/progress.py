@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from airflow_provider_finetune.runner.metrics import Point
+from airflow_provider_finetune.runner.reporting.metrics import Point
 
 _WINDOW = 50
 

@@ -113,7 +113,7 @@ class MetricsFollower:
 
     Memory is bounded by one chunk of the file, however long it grows. A file that is not there yet or cannot be read
     gives nothing: following must never end a training. A file that was truncated or replaced is read from its
-    beginning again; a :class:`~airflow_provider_finetune.runner.series.Series` lets the later rows win.
+    beginning again; a :class:`~airflow_provider_finetune.runner.reporting.series.Series` lets the later rows win.
 
     :param checkpoint_dir: training-hub's ``ckpt_output_dir``
     :param algorithm: decides file and key names

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from airflow_provider_finetune.runner.chart_figure import Figure, draw
-from airflow_provider_finetune.runner.chart_scale import count_text, loss_text
-from airflow_provider_finetune.runner.metrics import Point
-from airflow_provider_finetune.runner.series import Series
+from airflow_provider_finetune.runner.reporting.chart_figure import Figure, draw
+from airflow_provider_finetune.runner.reporting.chart_scale import count_text, loss_text
+from airflow_provider_finetune.runner.reporting.metrics import Point
+from airflow_provider_finetune.runner.reporting.series import Series
 
 _LONGEST_TITLE = 300
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_finetune.runner.metrics import Point
+from airflow_provider_finetune.runner.reporting.metrics import Point
 
 Sample = tuple[int, float]
 """A step and the value there."""
