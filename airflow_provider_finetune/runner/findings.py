@@ -96,7 +96,8 @@ def plan_steps(
     steps = math.ceil(micro_batches / batching.accumulation_steps) * parameters["num_epochs"]
     epochs = parameters["num_epochs"]
     events.say(
-        f"plan: {steps} steps in {epochs} {'epoch' if epochs == 1 else 'epochs'}, effective batch {batching.effective} = "
+        f"plan: {steps} steps in {epochs} {'epoch' if epochs == 1 else 'epochs'}, "
+        f"effective batch {batching.effective} = "
         f"micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x 1 process, "
         f"learning rate {parameters['learning_rate']:g}"
     )
