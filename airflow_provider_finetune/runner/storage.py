@@ -109,6 +109,9 @@ def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
+        if not place.exists():
+            # A part of the way is a file: that it cannot be written is said where writing is tried.
+            return
         raise _in_use(f"{named} is a file") from error
     is_model = (
         not entries.keys().isdisjoint({"config.json", "adapter_config.json"})
