@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk.exceptions import AirflowException
 
+from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure
-from airflow_provider_finetune.contract.parameters import Problem
 
 if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException

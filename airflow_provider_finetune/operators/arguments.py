@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_finetune.contract.parameters import (
-    CLUSTER_RULES,
-    Problem,
-    TrainingParameters,
-    check,
-)
+from airflow_provider_finetune.contract.checking import Problem, check
+from airflow_provider_finetune.contract.parameters import TrainingParameters
+from airflow_provider_finetune.contract.rules import CLUSTER_RULES
 
 OUTPUTS = ("output_model", "output_metrics", "output_loss_chart")
 

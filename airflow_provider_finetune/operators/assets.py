@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import Asset
 
-from airflow_provider_finetune.contract.parameters import Problem
+from airflow_provider_finetune.contract.checking import Problem
 
 
 def plain(value: Any) -> Any:

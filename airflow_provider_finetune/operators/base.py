@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, BaseOperator
 
+from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
-from airflow_provider_finetune.contract.parameters import Problem, TrainingParameters, credential_names
+from airflow_provider_finetune.contract.parameters import TrainingParameters
+from airflow_provider_finetune.contract.rules import credential_names
 from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters, training_error
 from airflow_provider_finetune.operators.arguments import none_if_empty, problems_of, seconds
 from airflow_provider_finetune.operators.assets import assets_without_scheme, plain

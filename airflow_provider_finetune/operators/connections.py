@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from airflow_provider_finetune.contract.parameters import Problem
+from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.exceptions import AirflowNotFoundException, InvalidParameters
 
 

@@ -10,15 +10,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_finetune.contract.parameters import (
-    CLUSTER_RULES,
-    RULES,
-    FineTuneParameters,
-    LoRAParameters,
-    Problem,
-    check,
-    credential_names,
-)
+from airflow_provider_finetune.contract.checking import Problem, check
+from airflow_provider_finetune.contract.parameters import FineTuneParameters, LoRAParameters
+from airflow_provider_finetune.contract.rules import CLUSTER_RULES, RULES, credential_names
 
 SFT = {"algorithm": "SFT"}
 

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from airflow_provider_finetune.contract.parameters import check, declared_types
+from airflow_provider_finetune.contract.checking import check
+from airflow_provider_finetune.contract.parameters import declared_types
 from airflow_provider_finetune.operators.base import TrainingOperator
 from airflow_provider_finetune.operators.finetune import FineTuneOperator
 from airflow_provider_finetune.operators.lora import LoRAOperator
