@@ -25,7 +25,6 @@ class Prepared:
     model: str
     tokenizer: Any
     keywords: dict[str, Any]
-    total_steps: int
 
 
 def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
@@ -84,7 +83,7 @@ def _prepare(
         findings.show_samples(spec.show_samples, structure, tokenizer, parameters["max_seq_len"], events)
     if "eval_data_path" in sent and sent["dataset_type"] == "passthrough":
         sent["eval_data_path"] = _tokenise_evaluation(sent["eval_data_path"], tokenizer, parameters, data_dir)
-    steps = findings.plan_steps(spec, sent, tokenised, parameters, events)
+    findings.plan_steps(spec, sent, tokenised, parameters, events)
     _ensure_arguments_fit(sent, base_model, tokenised.longest)
     events.report(
         dataset={
@@ -97,7 +96,7 @@ def _prepare(
             **({} if sent["dataset_type"] == "passthrough" else findings.TRAINED_WHOLE),
         }
     )
-    return Prepared(base_model, tokenizer, sent, steps)
+    return Prepared(base_model, tokenizer, sent)
 
 
 def _data_dir(asked_for: str | None, work_dir: WorkDir) -> Path:

@@ -80,7 +80,7 @@ def show_samples(count: int, structure: Structure, tokenizer: Any, max_seq_len: 
 
 def plan_steps(
     spec: TrainingSpec, sent: dict[str, Any], tokenised: Tokenised, parameters: dict[str, Any], events: Events
-) -> int:
+) -> None:
     """Choose the batches, put them into the keywords, and say how many steps will come."""
     batching = algorithms.batching(spec, device="cpu", longest=tokenised.longest)
     wanted = parameters["effective_batch_size"]
@@ -110,4 +110,3 @@ def plan_steps(
             f"the warm-up takes {parameters['lr_warmup_steps']} steps and the whole training {steps}, so the learning "
             "rate is never reached: lower training_lr_warmup_steps"
         )
-    return steps

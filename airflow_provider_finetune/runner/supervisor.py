@@ -60,7 +60,6 @@ class Supervisor:
         self.series = Series()
         self._spec, self._work_dir, self._log = spec, work_dir, log
         self._check_only = check_only
-        self._epochs = epochs
         self._progress = Progress(epochs)
         self._follower = MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs)  # type: ignore[arg-type]
         self._training = False
