@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_provider_finetune.contract.version import __version__
     from airflow_provider_finetune.operators.finetune import FineTuneOperator
     from airflow_provider_finetune.operators.lora import LoRAOperator
+    from airflow_provider_finetune.operators.volumes import volumes_for
     from airflow_provider_finetune.provider_info import get_provider_info
 
-__version__ = "0.1.0"
-
-__all__ = ["FineTuneOperator", "LoRAOperator", "get_provider_info"]
+__all__ = ["FineTuneOperator", "LoRAOperator", "__version__", "get_provider_info", "volumes_for"]
 
 _MODULES = {
+    "__version__": "airflow_provider_finetune.contract.version",
     "FineTuneOperator": "airflow_provider_finetune.operators.finetune",
     "LoRAOperator": "airflow_provider_finetune.operators.lora",
     "get_provider_info": "airflow_provider_finetune.provider_info",
+    "volumes_for": "airflow_provider_finetune.operators.volumes",
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 
-_FILE_NAME = "finetune-runner.pyz"
+FILE_NAME = "finetune-runner.pyz"
 
 _MAIN = """\
 import sys
@@ -25,7 +26,7 @@ def runner_bytes() -> bytes:
     :return: the file that came with the wheel, so that every worker ships the same bytes whatever its zlib; in an
         editable install, which has none, the runner built from the source as it is now.
     """
-    shipped = _PACKAGE / _FILE_NAME
+    shipped = _PACKAGE / FILE_NAME
     return shipped.read_bytes() if shipped.is_file() else build_runner()
 
 
@@ -51,3 +52,7 @@ def _add(packed: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry.create_system = 3  # Unix, also where the build machine is not: the mode below is then read
     entry.external_attr = 0o100644 << 16
     packed.writestr(entry, content, zipfile.ZIP_DEFLATED, 9)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(runner_bytes())

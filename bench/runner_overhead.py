@@ -56,9 +56,9 @@ BARE = """
 import json, sys, time
 begin = time.monotonic()
 import training_hub
-from airflow_provider_finetune.runner.backends import trl
+from airflow_provider_finetune.runner.backends import trl_lora
 imported = time.monotonic()
-keywords = {**json.load(open(sys.argv[1])), "ckpt_output_dir": sys.argv[2], "backend": trl.register()}
+keywords = {**json.load(open(sys.argv[1])), "ckpt_output_dir": sys.argv[2], "backend": trl_lora.register()}
 training_hub.lora_sft(**keywords)
 print("seconds:", imported - begin, time.monotonic() - imported)
 """

@@ -24,6 +24,10 @@ FailureClass = Literal["user", "resources", "infrastructure", "preempted"]
 """Who must act: the DAG author; more memory or disk; nobody, another try may do; nobody, a retry resumes."""
 
 
+PEER_FAILED = "peer_failed"
+"""Cause of a failure that follows from another node's, which has the reason in its own outcome."""
+
+
 class UnreadableOutcome(ValueError):
     """The document is not an outcome."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from airflow_provider_finetune.contract.parameters import (
 )
 
 _CREDENTIAL = re.compile(r"(_TOKEN|_API_KEY|_SECRET|_PASSWORD|_ACCESS_KEY\w*)$")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,32 @@ def _no_credential_literals(envs: dict[str, str]) -> tuple[str, str] | None:
     )
 
 
+def _one_worker_for_lora(workers: int, lora_r: int) -> tuple[str, str] | None:
+    # lora_r says which algorithm it is: only LoRA's record has it.
+    if workers == 1:
+        return None
+    return (
+        "LoRA on several workers is refused until it has been seen on GPUs",
+        "Use one worker with more GPUs (training_resource_gpu_per_worker)",
+    )
+
+
+def broken_variable_names(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return what is wrong with names of environment variables of a pod, and how to mend it.
+
+    :param names: as the DAG author wrote them.
+    """
+    for name in names:
+        if not _VARIABLE.fullmatch(name):
+            return f"{name!r} is no name of an environment variable", "Use letters, digits and underscores"
+        if name.startswith("PET_") or name == "JOB_COMPLETION_INDEX":
+            return (
+                f"{name} is set by Kubeflow Trainer, which refuses it from anybody else",
+                "Leave it out: workers and processes are training_resource_num_workers and _num_procs_per_worker",
+            )
+    return None
+
+
 def credential_names(envs: Mapping[str, str]) -> list[str]:
     """Return the names in ``envs`` that are a credential's by their ending, e.g. ``HF_TOKEN``."""
     return [name for name in envs if _CREDENTIAL.search(name)]
@@ -151,5 +178,7 @@ RULES: dict[type[TrainingParameters], tuple[Rule, ...]] = {
 CLUSTER_RULES = (
     Rule(("resource_num_procs_per_worker", "resource_gpu_per_worker"), _procs_fit_the_gpus),
     Rule(("envs",), _no_credential_literals),
+    Rule(("envs",), broken_variable_names),
+    Rule(("resource_num_workers", "lora_r"), _one_worker_for_lora),
 )
 """Rules of the launchers that run on a cluster, beside those of :data:`RULES`."""

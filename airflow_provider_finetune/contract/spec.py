@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Set
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from airflow_provider_finetune.contract.parameters import FineTuneParameters, LoRAParameters, TrainingParameters
@@ -19,6 +19,11 @@ RECORDS: dict[str, type[TrainingParameters]] = {
     "lora_sft": LoRAParameters,
 }
 """The record of each training-hub algorithm's parameters."""
+
+
+_DECIDE_THE_WEIGHTS = frozenset({"algorithm", "base_model", "dataset", "parameters", "extra_args"})
+_IN_NO_HASH = frozenset({"mounts", "recover"})
+"""Other names of places that the hash has already; a second look at what the same request has left."""
 
 
 class UnreadableSpec(ValueError):
@@ -40,6 +45,10 @@ class TrainingSpec:
     * ``resume``: ``auto``, ``never``, ``require``; ``keep``: ``model``, ``checkpoints``, ``all``
     * ``max_dropped``: share of rows (0 to 1) that may be dropped; ``show_samples``: samples to print
     * ``progress_interval``: seconds between two progress lines
+    * ``mounts``: URI of a volume, or of a directory in it, to the path where the runner sees it
+      (``{"pvc://claim": "/mnt/claim"}``): results below such a path are reported by that URI
+    * ``recover``: report the model of the work directory's last attempt where it is one of this very request, and
+      train only where there is none
     """
 
     algorithm: str
@@ -59,6 +68,8 @@ class TrainingSpec:
     max_dropped: float = 0.05
     show_samples: int = 0
     progress_interval: float = 30.0
+    mounts: dict[str, str] = field(default_factory=dict)
+    recover: bool = False
     version: int = VERSION
 
     def to_json(self) -> str:
@@ -95,14 +106,24 @@ class TrainingSpec:
 
     def training_hash(self) -> str:
         """Return a hash of what decides the trained weights: equal hashes may share checkpoints."""
-        return _digest(
-            {name: getattr(self, name) for name in ("algorithm", "base_model", "dataset", "parameters", "extra_args")}
-        )
+        return self._hash(_DECIDE_THE_WEIGHTS)
 
     def whole_hash(self) -> str:
-        """Return a hash of the whole document: equal hashes are the same request."""
-        return _digest(asdict(self))
+        """Return a hash of the whole request: equal hashes ask for the same, with or without ``recover``."""
+        return self._hash({item.name for item in fields(self)} - _IN_NO_HASH)
+
+    def _hash(self, names: Set[str]) -> str:
+        """Hash what differs from its default, so that a field or parameter added later changes no hash."""
+        document = _without_defaults(asdict(self), self)
+        document["parameters"] = _without_defaults(self.parameters, RECORDS[self.algorithm])
+        chosen = {name: document[name] for name in sorted(names & document.keys())}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+def _without_defaults(values: Mapping[str, Any], record: Any) -> dict[str, Any]:
+    defaults = {item.name: _default(item) for item in fields(record)}
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()

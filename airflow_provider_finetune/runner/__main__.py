@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from airflow_provider_finetune import __version__
+from airflow_provider_finetune.contract.version import __version__
 from airflow_provider_finetune.runner.log import die_with_parent
 from airflow_provider_finetune.runner.workdir import WorkDir
 
@@ -19,17 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit status: 0 with a model (or a passed check), 1 with a failure, which the outcome explains.
     """
     arguments = _parser().parse_args(argv)
-    if arguments.command == "work":
-        from airflow_provider_finetune.runner import worker
+    if arguments.command in ("work", "launch"):
+        from airflow_provider_finetune.runner import launch, worker
 
         die_with_parent()
-        return worker.main(WorkDir(arguments.work_dir), check_only=arguments.check_only)
+        work_dir = WorkDir(arguments.work_dir)
+        return launch.main(work_dir) if arguments.command == "launch" else worker.main(work_dir, only=arguments.only)
     from airflow_provider_finetune.runner import attempt
 
     if arguments.exit_with_parent:
         die_with_parent()
     return attempt.run(
-        arguments.spec, check_only=arguments.command == "check", termination_message=arguments.termination_message
+        arguments.spec_json if arguments.spec is None else arguments.spec,
+        check_only=arguments.command == "check",
+        termination_message=arguments.termination_message,
     )
 
 
@@ -40,16 +43,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (("run", "check, train, prove and publish"), ("check", "only what can be known before")):
         command = commands.add_parser(name, help=what)
-        command.add_argument("--spec", type=Path, required=True, help="TrainingSpec, JSON")
+        spec = command.add_mutually_exclusive_group(required=True)
+        spec.add_argument("--spec", type=Path, metavar="FILE", help="TrainingSpec, JSON")
+        spec.add_argument("--spec-json", metavar="TEXT", help="the same as text")
         command.add_argument(
             "--termination-message", type=Path, metavar="FILE", help="where the small form of the outcome goes as well"
         )
         command.add_argument(
             "--exit-with-parent", action="store_true", help="end when the process that started this one is gone"
         )
-    work = commands.add_parser("work")
-    work.add_argument("--work-dir", type=Path, required=True)
-    work.add_argument("--check-only", action="store_true")
+    work, launch = commands.add_parser("work"), commands.add_parser("launch")
+    work.add_argument("--only", choices=("check", "train"))
+    for command in (work, launch):
+        command.add_argument("--work-dir", type=Path, required=True)
     return parser
 
 

@@ -136,6 +136,19 @@ _LORA_ON_CPU: dict[str, Fate] = {
     "lora_load_in_8bit": Refused(),
 }
 
+_SFT_ON_CPU: dict[str, Fate] = {
+    **_SFT,
+    "effective_batch_size": _LORA["effective_batch_size"],
+    "max_tokens_per_gpu": _LORA_ON_CPU["max_tokens_per_gpu"],
+    "max_seq_len": Ours("longer rows are dropped when the data is tokenised"),
+    "data_output_dir": _LORA["data_output_dir"],
+    "unmask_messages": Ours("in the labels of the tokenised rows"),
+    "use_liger": WithoutEffect("Liger kernels need a GPU"),
+    "fsdp_sharding_strategy": WithoutEffect("on a CPU each process holds the whole model"),
+}
+
+_ON_CPU: dict[str, dict[str, Fate]] = {"sft": _SFT_ON_CPU, "lora_sft": _LORA_ON_CPU}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "osft": {"learning_rate": 5e-6, "lr_warmup_steps": 0, "num_epochs": 1, "checkpoint_at_epoch": False},
     # Full accelerator state at each epoch costs several times the model on disk.
@@ -157,7 +170,7 @@ def fates(algorithm: str, device: str) -> dict[str, Fate]:
     :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
     :param device: ``cuda`` or ``cpu``.
     """
-    return _LORA_ON_CPU if (algorithm, device) == ("lora_sft", "cpu") else FATES[algorithm]
+    return (_ON_CPU if device == "cpu" else FATES).get(algorithm, FATES[algorithm])
 
 
 def effective_parameters(spec: TrainingSpec) -> dict[str, Any]:
@@ -263,7 +276,8 @@ def keywords(
             sent[fate.keyword] = value
     if spec.algorithm == "lora_sft":
         sent["dataset_type"] = "passthrough"
-        sent.pop("data_output_dir", None)
+    if spec.algorithm == "lora_sft" or device == "cpu":
+        # The runner itself processes the data and starts the processes.
         return sent
     sent.setdefault("data_output_dir", data_dir)
     sent["nnodes"] = spec.nodes
@@ -316,6 +330,26 @@ def refuse_what_would_be_dropped(algorithm: str, backend: str, names: Iterable[s
         )
 
 
+def ensure_a_model_is_saved(spec: TrainingSpec, rows: int) -> None:
+    """SFT's model is a checkpoint, so one must be due before the training ends.
+
+    :param spec: what is to be trained.
+    :param rows: samples of one epoch.
+    :raises UserError: there would be no model.
+    """
+    parameters = effective_parameters(spec)
+    samples = rows * parameters["num_epochs"]
+    if spec.algorithm != "sft" or parameters["checkpoint_at_epoch"]:
+        return
+    if (wanted := parameters["save_samples"] or 0) > samples or wanted <= 0:
+        raise UserError(
+            "no_model_would_be_saved",
+            f"SFT would save no model: training_checkpoint_at_epoch=False, and training_save_samples={wanted} is not "
+            f"reached in a training on {samples} samples",
+            "Leave training_checkpoint_at_epoch out, or lower training_save_samples",
+        )
+
+
 _BEFORE_THE_BACKEND = frozenset({"callbacks", "enable_jit_checkpoint", "checkpoint_storage"})
 """Keywords that the algorithms themselves act on."""
 
@@ -333,12 +367,12 @@ _READ_BY_OSFT_BACKEND = frozenset(
 def accepted_keywords(algorithm: str, backend: str) -> set[str]:
     """Return the keywords that reach the installed backend.
 
-    SFT and OSFT filter by the fields of their backends' arguments. LoRA hands a plain dict on, of which its backend
-    reads some names and no others (its signature also takes names that nothing reads), so its source decides.
+    SFT and OSFT filter by the fields of their backends' arguments. LoRA, and the backends of ours, get a plain dict, of
+    which they read some names and no others (a signature also takes names that nothing reads), so their source decides.
     """
     from training_hub import AlgorithmRegistry
 
-    if algorithm == "sft":
+    if algorithm == "sft" and backend == "instructlab-training":
         from instructlab.training import TrainingArgs as SFTArguments
 
         train = AlgorithmRegistry.get_algorithm(algorithm).train
@@ -351,7 +385,8 @@ def accepted_keywords(algorithm: str, backend: str) -> set[str]:
 
         return {item.name for item in fields(OSFTArguments)} | _READ_BY_OSFT_BACKEND | _BEFORE_THE_BACKEND
     source = inspect.getsource(inspect.getmodule(AlgorithmRegistry.get_backend(algorithm, backend)))  # type: ignore[arg-type]
-    return set(_PARAMS_READ.findall(source)) | _BEFORE_THE_BACKEND
+    # What "sft" makes of the others is an option of instructlab-training.
+    return set(_PARAMS_READ.findall(source)) | ({"callbacks"} if algorithm == "sft" else _BEFORE_THE_BACKEND)
 
 
 _PARAMS_READ = re.compile(r"""params(?:\.get)?[\[(]\s*['"](\w+)['"]""")

@@ -2,61 +2,90 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, Failure, Outcome, Status
+from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PEER_FAILED, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import algorithms, storage, workdir
-from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
+from airflow_provider_finetune.runner import algorithms, nodes, recovery, storage, workdir
+from airflow_provider_finetune.runner.failures import UserError, explain
 from airflow_provider_finetune.runner.log import RunLog, tail
+from airflow_provider_finetune.runner.meeting import Meeting, join
+from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.reporting.chart import render_chart
 from airflow_provider_finetune.runner.reporting.series import Series
+from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _LOG_TAIL_LINES = 40
 
 
-def run(spec_file: Path, *, check_only: bool, termination_message: Path | None) -> int:
-    """Run one attempt.
+def run(document: Path | str, *, check_only: bool, termination_message: Path | None) -> int:
+    """Run one attempt on this node.
 
-    :param spec_file: the :class:`~airflow_provider_finetune.contract.spec.TrainingSpec`.
+    :param document: the :class:`~airflow_provider_finetune.contract.spec.TrainingSpec`, or a file that holds it.
     :param check_only: end after the check.
     :param termination_message: a file for the small form, beside the line on standard output.
     :return: exit status, 0 or 1.
     """
-    log = RunLog()
+    log, stop = RunLog(), Stop().listen()
     try:
-        spec = _read(spec_file)
+        spec = _read(document)
+        here = placement(spec, os.environ)
+        if spec.recover and (found := recovery.find(spec)):
+            log.say(f"nothing is trained: the last attempt in {found.work_dir} has all that was asked for")
+            return _leave(found, None, log, None if here.node else termination_message)
+        if here.node:
+            return 0 if check_only else _assist(spec, here, log, stop, termination_message)
         work_dir = workdir.create(Path(spec.work_dir))
-    except RunFailed as error:
-        return _leave(Outcome(status="failed", failure=error.failure), None, log, termination_message)
-    log.open(work_dir.log)
-    outcome = _attempt(spec, work_dir, log, check_only=check_only)
-    return _leave(outcome, work_dir, log, termination_message)
+    except Exception as error:
+        return _leave(Outcome(status="failed", failure=explain(error)), None, log, termination_message)
+    log.open(work_dir.log())
+    meeting = Meeting(here, spec, work_dir)
+    outcome = _attempt(spec, work_dir, log, stop, here, meeting, check_only=check_only)
+    status = _leave(outcome, work_dir, log, termination_message)
+    meeting.dismiss(outcome.failure, stop)
+    return status
 
 
-def _read(spec_file: Path) -> TrainingSpec:
+def _read(document: Path | str) -> TrainingSpec:
+    where = f"{document}: " if isinstance(document, Path) else ""
     try:
-        spec = TrainingSpec.from_json(spec_file.read_text(encoding="utf-8"))
+        text = document if isinstance(document, str) else document.read_text(encoding="utf-8")
+        spec = TrainingSpec.from_json(text)
         spec.record()
     except (OSError, UnreadableSpec, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise UserError("spec_unreadable", f"{spec_file}: {error}", "Use a runner of the provider's version") from error
+        raise UserError("spec_unreadable", f"{where}{error}", "Use a runner of the provider's version") from error
     return spec
 
 
-def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: bool) -> Outcome:
+def _attempt(
+    spec: TrainingSpec,
+    work_dir: WorkDir,
+    log: RunLog,
+    stop: Stop,
+    here: Placement,
+    meeting: Meeting,
+    *,
+    check_only: bool,
+) -> Outcome:
     facts: dict[str, Any] = {"work_dir": str(work_dir.path), "spec_hash": spec.whole_hash()}
     series = Series()
     try:
         storage.put_text(spec.to_json(), work_dir.spec)
         log.say(f"{spec.algorithm}: {spec.base_model} on {spec.dataset}; work directory {work_dir.path}")
         epochs = algorithms.effective_parameters(spec)["num_epochs"]
-        supervisor = Supervisor(spec, work_dir, log, epochs=epochs, check_only=check_only)
-        supervisor.run()
-        series, failure = supervisor.series, supervisor.failure
+        supervisor = Supervisor(spec, work_dir, log, stop, epochs=epochs)
+        if check_only:
+            supervisor.run("work --only check")
+        elif here.processes == 1:
+            supervisor.run()
+        else:
+            _train_together(supervisor, meeting, log, stop)
+        series, failure = supervisor.series, _with_culprit(supervisor.failure, work_dir, here)
         facts.update(supervisor.facts)
     except Exception as error:
         failure = explain(error)
@@ -70,11 +99,51 @@ def _attempt(spec: TrainingSpec, work_dir: WorkDir, log: RunLog, *, check_only: 
     if failure is not None:
         for name in ("model_uri", "model_path", "model_kind"):
             facts.pop(name, None)
-        failure = replace(failure, log_tail=tail(work_dir.log, _LOG_TAIL_LINES))
+        failure = replace(failure, log_tail=tail(work_dir.log(), _LOG_TAIL_LINES))
     known = {item.name for item in fields(Outcome)}
     status: Status = "failed" if failure else "checked" if check_only else "succeeded"
     outcome = Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})
     return _draw(outcome, spec, work_dir, series, log) if series.last else outcome
+
+
+def _train_together(supervisor: Supervisor, meeting: Meeting, log: RunLog, stop: Stop) -> None:
+    """Check in one process, then train in several, here and on the other nodes."""
+    meeting.open()
+    if supervisor.run("work --only check"):
+        meeting.wait_for_all(stop, log.say)
+        meeting.start()
+        supervisor.run("launch")
+
+
+def _assist(spec: TrainingSpec, here: Placement, log: RunLog, stop: Stop, termination_message: Path | None) -> int:
+    """Train on another node than the first, which alone follows, publishes and reports."""
+    work_dir = None
+    try:
+        work_dir = join(here, spec, stop, log.say)
+        log.open(work_dir.log(here.node))
+        supervisor = Supervisor(spec, work_dir, log, stop, epochs=1, node=here.node)
+        supervisor.run("launch")
+        failure = _with_culprit(supervisor.failure, work_dir, here)
+    except Exception as error:
+        failure = explain(error)
+    if failure is None:
+        log.say(f"node {here.node} has done its part; node 0 reports the outcome")
+        log.close()
+        return 0
+    if work_dir is not None:
+        failure = replace(failure, log_tail=tail(work_dir.log(here.node), _LOG_TAIL_LINES))
+    return _leave(Outcome(status="failed", failure=failure), None, log, termination_message)
+
+
+def _with_culprit(failure: Failure | None, work_dir: WorkDir, here: Placement) -> Failure | None:
+    """Let the nodes know each other's failures: who only sees that somebody is gone names the one that was first."""
+    if failure is None or here.nodes == 1:
+        return failure
+    if failure.cause == PEER_FAILED:
+        return nodes.culprit(work_dir, failure)
+    if failure.failure_class != "preempted":
+        nodes.tell(work_dir, here.node, failure)
+    return failure
 
 
 def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Series, log: RunLog) -> Outcome:
@@ -100,7 +169,7 @@ def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Serie
     except Exception as error:
         log.say(f"Metrics or loss chart could not be written: {explain(error).message}", "warning")
         return outcome
-    return replace(outcome, loss_chart=chart.as_uri())
+    return replace(outcome, loss_chart=storage.uri_of(chart, spec.mounts))
 
 
 def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_message: Path | None) -> int:

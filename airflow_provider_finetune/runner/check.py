@@ -5,26 +5,39 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib.util
+import json
+import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import algorithms, dataset, findings, masking, model, storage
+from airflow_provider_finetune.runner import algorithms, backends, dataset, findings, masking, model, storage
 from airflow_provider_finetune.runner.dataset import Structure
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.masking import Encoding
+from airflow_provider_finetune.runner.nodes import placement
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the check hands to the training."""
+    """What the check hands to the training: training-hub's ``keywords``, and what its model is held against."""
 
     model: str
-    tokenizer: Any
+    chat_template: str
     keywords: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Return a document for processes that begin where the check has ended."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Prepared:
+        """Read what :meth:`to_json` has written."""
+        return cls(**json.loads(text))
 
 
 def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
@@ -42,9 +55,9 @@ def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
     base_model = model.locate(spec.base_model)
     _ensure_installed(spec)
     with events.timed("seconds_import"):
-        backend = _import_libraries()
+        backend = _import_libraries(spec.algorithm)
+    _ensure_device(spec)
     tokenizer = model.load_tokenizer(base_model, trust_remote_code=bool(spec.extra_args.get("trust_remote_code")))
-    _ensure_cpu_backend(spec)
     for sentence in algorithms.without_effect(spec, "cpu"):
         events.warn(sentence)
     return _prepare(spec, work_dir, events, structure, base_model, tokenizer, backend)
@@ -72,19 +85,21 @@ def _prepare(
     )
     sent = algorithms.with_extra_args(sent, spec.extra_args)
     algorithms.refuse_what_would_be_dropped(spec.algorithm, backend, sent)
-    if sent["dataset_type"] != "passthrough":
+    dataset_type = sent.get("dataset_type", "passthrough")
+    if dataset_type != "passthrough":
         sent["data_path"] = str(structure.path)
-    rows = dataset.chat_rows(structure.path)
-    tokenised = masking.tokenise(rows, tokenizer, parameters["max_seq_len"], data_path)
+    encoding = _encoding(spec.algorithm, parameters)
+    tokenised = masking.tokenise(dataset.chat_rows(structure.path), tokenizer, encoding, data_path)
     dataset.ensure_unchanged(structure)
     findings.judge_rows(spec, structure, tokenised, parameters["max_seq_len"], events)
-    findings.judge_mask(sent["dataset_type"], structure, tokenised, events)
-    if sent["dataset_type"] == "passthrough":
-        findings.show_samples(spec.show_samples, structure, tokenizer, parameters["max_seq_len"], events)
-    if "eval_data_path" in sent and sent["dataset_type"] == "passthrough":
-        sent["eval_data_path"] = _tokenise_evaluation(sent["eval_data_path"], tokenizer, parameters, data_dir)
-    findings.plan_steps(spec, sent, tokenised, parameters, events)
-    _ensure_arguments_fit(sent, base_model, tokenised.longest)
+    findings.judge_mask(dataset_type, structure, tokenised, events)
+    if dataset_type == "passthrough":
+        findings.show_samples(spec.show_samples, structure, tokenizer, encoding, events)
+        if "eval_data_path" in sent:
+            sent["eval_data_path"] = _tokenise_evaluation(sent["eval_data_path"], tokenizer, encoding, data_dir)
+    algorithms.ensure_a_model_is_saved(spec, tokenised.rows)
+    findings.plan_steps(spec, sent, tokenised, parameters, events, placement(spec, os.environ).processes)
+    _ensure_arguments_fit(spec.algorithm, sent, base_model, tokenised.longest)
     events.report(
         dataset={
             "path": str(structure.path),
@@ -93,10 +108,18 @@ def _prepare(
             "rows_used": tokenised.rows,
             "rows_dropped": structure.dropped.rows,
             **tokenised.summary(),
-            **({} if sent["dataset_type"] == "passthrough" else findings.TRAINED_WHOLE),
+            **({} if dataset_type == "passthrough" else findings.TRAINED_WHOLE),
         }
     )
-    return Prepared(base_model, tokenizer, sent)
+    return Prepared(base_model, tokenizer.chat_template, sent)
+
+
+def _encoding(algorithm: str, parameters: dict[str, Any]) -> Encoding:
+    return Encoding(
+        parameters["max_seq_len"],
+        drop_longer=algorithm != "lora_sft",
+        unmask=bool(parameters.get("unmask_messages")),
+    )
 
 
 def _data_dir(asked_for: str | None, work_dir: WorkDir) -> Path:
@@ -109,17 +132,16 @@ def _data_dir(asked_for: str | None, work_dir: WorkDir) -> Path:
     return directory
 
 
-def _ensure_arguments_fit(sent: dict[str, Any], base_model: str, longest: int) -> None:
+def _ensure_arguments_fit(algorithm: str, sent: dict[str, Any], base_model: str, longest: int) -> None:
     """Find before the weights are touched what the libraries would find after."""
-    from airflow_provider_finetune.runner.backends import trl
-
+    backend = backends.of(algorithm)
     try:
-        arguments = trl.training_arguments(sent)
+        arguments = backend.training_arguments(sent)
         for item in fields(arguments):
             # TRL checks no types; the optimizer would in its first step.
             if type(item.default) in (int, float) and isinstance(value := getattr(arguments, item.name), str):
                 raise TypeError(f"{item.name}={value!r} must be a number")
-        adapter = trl.lora_config(sent)
+        adapter = backend.lora_config(sent) if algorithm == "lora_sft" else None
     except Exception as error:
         raise UserError(
             "arguments_refused",
@@ -129,7 +151,7 @@ def _ensure_arguments_fit(sent: dict[str, Any], base_model: str, longest: int) -
     model.ensure_fits(base_model, adapter, longest, trust_remote_code=bool(sent.get("trust_remote_code")))
 
 
-def _import_libraries() -> str:
+def _import_libraries(algorithm: str) -> str:
     """Import training-hub and return the name of the backend that is registered there.
 
     The garbage collector would go again and again through the million objects that these imports make and none of
@@ -137,17 +159,17 @@ def _import_libraries() -> str:
     """
     gc.disable()
     try:
-        from airflow_provider_finetune.runner.backends import trl
+        name: str = backends.of(algorithm).register()
     finally:
         gc.freeze()
         gc.enable()
-    return trl.register()
+    return name
 
 
-def _tokenise_evaluation(uri: str, tokenizer: Any, parameters: dict[str, Any], data_dir: Path) -> str:
+def _tokenise_evaluation(uri: str, tokenizer: Any, encoding: Encoding, data_dir: Path) -> str:
     structure = dataset.check_structure(dataset.locate(uri, "extra_args['eval_data_path']"))
     target = data_dir / "eval.parquet"
-    if not masking.tokenise(dataset.chat_rows(structure.path), tokenizer, parameters["max_seq_len"], target).rows:
+    if not masking.tokenise(dataset.chat_rows(structure.path), tokenizer, encoding, target).rows:
         raise UserError(
             "dataset_unusable", f"eval_data_path={uri!r} has no row to evaluate on", "Mend it, or leave it out"
         )
@@ -177,19 +199,26 @@ def _ensure_installed(spec: TrainingSpec) -> None:
             "Install 'airflow-provider-finetune[local]' into an environment and name its interpreter in local_python "
             "or [finetune] local_python",
         )
-    if spec.algorithm != "lora_sft":
+    if spec.algorithm == "osft":
         raise UserError(
             "algorithm_not_there_yet",
-            f"This version's runner trains LoRA; {spec.algorithm.upper()} was asked for",
-            "Use LoRAOperator",
+            "This version's runner trains SFT and LoRA; OSFT was asked for",
+            "Set training_algorithm='SFT', or use LoRAOperator",
         )
 
 
-def _ensure_cpu_backend(spec: TrainingSpec) -> None:
+def _ensure_device(spec: TrainingSpec) -> None:
     """Refuse where a GPU was asked for or could be meant: better said at once than crawling on a CPU."""
     import torch
 
-    if spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available()):
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise RunFailed(
+            "infrastructure",
+            "no_cuda_device",
+            "A GPU was asked for, and this machine has no CUDA device that PyTorch can use",
+            "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
+        )
+    if spec.device != "cpu" and torch.cuda.is_available():
         raise UserError(
             "cuda_not_there_yet",
             "This version trains on the CPU only, and "

@@ -86,7 +86,7 @@ def locate(dataset: str, argument: str = "dataset") -> Path:
         raise UserError(
             "dataset_missing",
             f"{argument}={dataset!r}: {path} does not exist",
-            "Check the path; a task that makes it must run before this one on the same machine",
+            "Check the path; a task that makes it must run before this one, and write to the same disk or claim",
         ) from error
     except IsADirectoryError:
         pass

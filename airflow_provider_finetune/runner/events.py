@@ -1,6 +1,6 @@
-"""What the training child tells its parent: one JSON object a line, over a pipe of its own.
+"""What a training process tells the parent on its node: one JSON object a line, over a named pipe.
 
-The child's standard output belongs to the libraries; whatever they print cannot be taken for one of ours.
+A process's standard output belongs to the libraries; whatever they print cannot be taken for one of ours.
 """
 
 from __future__ import annotations
@@ -12,24 +12,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-FD_VARIABLE = "FINETUNE_EVENTS_FD"
-"""Environment variable that names the pipe's file descriptor in the child."""
+VARIABLE = "FINETUNE_EVENTS"
+"""Environment variable with the path of the pipe."""
 
 
 class Events:
     """The child's end of the pipe."""
 
-    def __init__(self, fd: int) -> None:
-        self._pipe = os.fdopen(fd, "w", buffering=1)
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
         self._seconds: dict[str, float] = {}
 
     @classmethod
     def from_environment(cls) -> Events:
-        """Open the pipe that the parent has handed down."""
-        fd = int(os.environ[FD_VARIABLE])
-        # A program that a library starts would hold the pipe open after this process has ended.
-        os.set_inheritable(fd, False)
-        return cls(fd)
+        """Open the pipe that the parent has made; a program that a library starts does not inherit it."""
+        return cls(os.open(os.environ[VARIABLE], os.O_WRONLY))
 
     def say(self, message: str) -> None:
         """Put one line into the task log."""
@@ -56,12 +53,14 @@ class Events:
         self.report(metrics={metric: round(self._seconds[metric], 3)})
 
     def training(self) -> None:
-        """Say that the check is over and the metrics file is about to grow."""
-        self._send("training")
+        """Say that the check is over and that this process is about to write the metrics file."""
+        self._send("training", pid=os.getpid())
 
     def failed(self, failure: Mapping[str, Any]) -> None:
         """Say why the run ends here."""
         self._send("failed", failure=dict(failure))
 
     def _send(self, kind: str, **content: Any) -> None:
-        self._pipe.write(json.dumps({"event": kind, **content}) + "\n")
+        text = memoryview(json.dumps({"event": kind, **content}).encode() + b"\n")
+        while text:
+            text = text[os.write(self._pipe, text) :]

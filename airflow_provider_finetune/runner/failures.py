@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
-from airflow_provider_finetune.contract.outcome import Failure, FailureClass
+from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure, FailureClass
+
+_LOST_PEER = re.compile(
+    r"(gloo|nccl).*(closed by peer|reset by peer|broken pipe|timed out waiting|remote process exited)", re.I | re.S
+)
+"""What the collective libraries of PyTorch say where another process of the training is gone."""
 
 
 class RunFailed(Exception):
@@ -38,6 +44,13 @@ def explain(error: BaseException) -> Failure:
     for link in _chain(error):
         if isinstance(link, RunFailed):
             return link.failure
+        if _LOST_PEER.search(str(link)):
+            return Failure(
+                failure_class="infrastructure",
+                cause=PEER_FAILED,
+                message=f"Another process of this training has ended: {_first_line(link)}",
+                cure="The reason is with the process that ended first: look at the other nodes' logs",
+            )
         if is_disk_full(link):
             return Failure(
                 failure_class="resources",

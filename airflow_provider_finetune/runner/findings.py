@@ -12,7 +12,7 @@ from airflow_provider_finetune.runner import algorithms, dataset, masking
 from airflow_provider_finetune.runner.dataset import Structure
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.masking import Tokenised
+from airflow_provider_finetune.runner.masking import Encoding, Tokenised
 
 
 def judge_rows(
@@ -43,6 +43,12 @@ TRAINED_WHOLE = {"loss_on": "all", "trained_share": 1.0, "trained_tokens": None}
 """What the library's own way of chat rows means for the report."""
 
 
+_WHOSE = {
+    "assistant": "those of the assistant",
+    "messages": "those of all messages but the system's, as training_unmask_messages asks",
+}
+
+
 def judge_mask(dataset_type: str, structure: Structure, tokenised: Tokenised, events: Events) -> None:
     """Say which tokens are trained, and refuse other ways of the library than with chat rows."""
     if dataset_type not in ("passthrough", "chat_template"):
@@ -61,7 +67,8 @@ def judge_mask(dataset_type: str, structure: Structure, tokenised: Tokenised, ev
             )
         events.warn("all tokens are trained, the prompts as well, as extra_args['dataset_type'] asks")
         return
-    events.say(f"mask: {tokenised.summary()['trained_share']:.0%} of the tokens are trained, those of the assistant")
+    share = tokenised.summary()["trained_share"]
+    events.say(f"mask: {share:.0%} of the tokens are trained, {_WHOSE[tokenised.loss_on]}")
     if tokenised.endless_rows:
         events.warn(
             f"{tokenised.endless_rows} of {tokenised.rows} rows end without a special token, so the model does not "
@@ -69,36 +76,42 @@ def judge_mask(dataset_type: str, structure: Structure, tokenised: Tokenised, ev
         )
 
 
-def show_samples(count: int, structure: Structure, tokenizer: Any, max_seq_len: int, events: Events) -> None:
+def show_samples(count: int, structure: Structure, tokenizer: Any, encoding: Encoding, events: Events) -> None:
     """Print the first rows as the model sees them."""
     for line, messages in islice(dataset.chat_rows(structure.path), count):
         # A row that the template refuses is dropped, counted and named elsewhere.
         with suppress(Exception):
             events.show(f"sample of line {line}, trained between ⟦ and ⟧:")
-            events.show(masking.marked(messages, tokenizer, max_seq_len))
+            events.show(masking.marked(messages, tokenizer, encoding))
 
 
 def plan_steps(
-    spec: TrainingSpec, sent: dict[str, Any], tokenised: Tokenised, parameters: dict[str, Any], events: Events
+    spec: TrainingSpec,
+    sent: dict[str, Any],
+    tokenised: Tokenised,
+    parameters: dict[str, Any],
+    events: Events,
+    processes: int,
 ) -> None:
     """Choose the batches, put them into the keywords, and say how many steps will come."""
-    batching = algorithms.batching(spec, device="cpu", longest=tokenised.longest)
+    batching = algorithms.batching(spec, device="cpu", longest=tokenised.longest, processes=processes)
     wanted = parameters["effective_batch_size"]
     if batching.effective != wanted:
-        events.warn(f"the effective batch size is {batching.effective} instead of {wanted}, as extra_args asks")
+        events.warn(f"the effective batch size is {batching.effective} instead of {wanted}, {_why(spec, processes)}")
     if tokenised.rows < wanted:
         events.warn(f"an epoch has {tokenised.rows} rows, fewer than the effective batch size {wanted}: one step each")
     sent.pop("micro_batch_size", None)
-    # lora_sft ignores micro_batch_size beside an effective batch size and divides this one by the accumulation.
+    # The backends ignore micro_batch_size beside an effective batch size and divide this one by the accumulation.
     sent["effective_batch_size"] = batching.effective
     sent["gradient_accumulation_steps"] = batching.accumulation_steps
-    micro_batches = math.ceil(tokenised.rows / batching.micro_batch_size)
+    micro_batches = math.ceil(math.ceil(tokenised.rows / batching.micro_batch_size) / processes)
     steps = math.ceil(micro_batches / batching.accumulation_steps) * parameters["num_epochs"]
     epochs = parameters["num_epochs"]
     events.say(
         f"plan: {steps} steps in {epochs} {'epoch' if epochs == 1 else 'epochs'}, "
         f"effective batch {batching.effective} = "
-        f"micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x 1 process, "
+        f"micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x "
+        f"{'1 process' if processes == 1 else f'{processes} processes'}, "
         f"learning rate {parameters['learning_rate']:g}"
     )
     if not sent.get("eval_data_path") and "eval_steps" in sent:
@@ -110,3 +123,9 @@ def plan_steps(
             f"the warm-up takes {parameters['lr_warmup_steps']} steps and the whole training {steps}, so the learning "
             "rate is never reached: lower training_lr_warmup_steps"
         )
+
+
+def _why(spec: TrainingSpec, processes: int) -> str:
+    if "micro_batch_size" in spec.extra_args or "gradient_accumulation_steps" in spec.extra_args:
+        return "as extra_args asks"
+    return f"the next that {processes} processes can share evenly"

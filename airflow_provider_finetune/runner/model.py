@@ -68,10 +68,10 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def ensure_fits(base_model: str, adapter: Any, longest: int, *, trust_remote_code: bool = False) -> None:
-    """Make sure that the adapter has its modules in the base model and the longest row its positions.
+    """Make sure that the longest row has its positions in the base model, and an adapter its modules.
 
     :param base_model: what :func:`locate` returned.
-    :param adapter: PEFT's configuration.
+    :param adapter: PEFT's configuration; ``None`` where all weights are trained.
     :param longest: tokens of the longest row.
     :param trust_remote_code: run code that the model brings along.
     :raises UserError: the one or the other does not fit.
@@ -93,6 +93,8 @@ def ensure_fits(base_model: str, adapter: Any, longest: int, *, trust_remote_cod
             f"The longest row has {longest} tokens, and {base_model} reads {positions} at most",
             f"Set training_max_seq_len={positions} or less, or take a model with a longer context",
         )
+    if adapter is None:
+        return
     try:
         with torch.device("meta"):
             get_peft_model(base, adapter)
@@ -182,6 +184,50 @@ def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust
         raise _broken(directory, "it holds weights that are not finite")
     if tokenizer.chat_template != chat_template:
         raise _broken(directory, "its chat template is not the one that was trained with")
+
+
+def prove_full(directory: Path, base_model: str, chat_template: str, *, trust_remote_code: bool = False) -> None:
+    """Make sure that a model of all weights can be loaded by somebody else, and that it has learned something.
+
+    :param directory: the model as the backend wrote it.
+    :param base_model: what :func:`locate` returned.
+    :param chat_template: the template that was trained with.
+    :param trust_remote_code: run code that the model brings along.
+    :raises RunFailed: it cannot be loaded, is not of the base model's architecture and vocabulary, or a weight is not
+        finite.
+    :raises UserError: every weight is that of the base model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not list(directory.glob("*.safetensors")):
+        raise _broken(directory, "it has no weights as safetensors")
+    try:
+        trained, loading = AutoModelForCausalLM.from_pretrained(
+            str(directory), dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _broken(directory, f"it cannot be loaded: {error}") from error
+    if any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
+        raise _broken(directory, f"its weights are not those of its architecture: {loading}")
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto", trust_remote_code=trust_remote_code)
+    weights, expected = dict(trained.named_parameters()), dict(base.named_parameters())
+    if {name: weight.shape for name, weight in weights.items()} != {n: w.shape for n, w in expected.items()}:
+        raise _broken(directory, "its weights are not of the base model's architecture and vocabulary")
+    if not all(torch.isfinite(weight).all() for weight in weights.values()):
+        raise _broken(directory, "it holds weights that are not finite")
+    original = AutoTokenizer.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+    if tokenizer.get_vocab() != original.get_vocab():
+        raise _broken(directory, "its tokenizer has not the base model's vocabulary")
+    if tokenizer.chat_template != chat_template:
+        raise _broken(directory, "its chat template is not the one that was trained with")
+    if all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in weights.items()):
+        raise UserError(
+            "nothing_learned",
+            f"The trained model in {directory} is the base model: no weight has changed. It was not published",
+            "Raise training_learning_rate, or lower training_lr_warmup_steps: in the first step of a warm-up it is 0",
+        )
 
 
 def _broken(directory: Path, why: str) -> RunFailed:

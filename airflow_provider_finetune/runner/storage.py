@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from airflow_provider_finetune.runner.failures import UserError, is_disk_full
 
@@ -47,6 +47,20 @@ def local_path(uri: str, argument: str) -> Path:
             "Write three slashes before an absolute path: file:///data/train.jsonl",
         )
     return Path(unquote(slash + path))
+
+
+def uri_of(path: Path, mounts: Mapping[str, str]) -> str:
+    """Return the URI under which somebody else finds ``path``: below a mount that of the volume, else ``file://``.
+
+    :param path: absolute.
+    :param mounts: ``TrainingSpec.mounts``; of several that hold the path the longest counts.
+    """
+    holding = [(mount, uri) for uri, mount in mounts.items() if path.is_relative_to(mount)]
+    if not holding:
+        return path.as_uri()
+    mount, uri = max(holding, key=lambda item: len(Path(item[0]).parts))
+    rest = path.relative_to(mount).as_posix()
+    return uri.rstrip("/") + ("" if rest == "." else f"/{quote(rest)}")
 
 
 def output_file(uri: str, argument: str, name: str) -> Path:
@@ -113,13 +127,25 @@ def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
             # A part of the way is a file: that it cannot be written is said where writing is tried.
             return
         raise _in_use(f"{named} is a file") from error
-    is_model = (
-        not entries.keys().isdisjoint({"config.json", "adapter_config.json"})
-        and any(name.endswith((".safetensors", ".bin")) for name in entries)
-        and not any(entries.values())
-    )
-    if entries and not is_model:
+    if entries and (any(entries.values()) or not _is_model(entries)):
         raise _in_use(f"{named} holds files that are no model of its own, and publishing would remove them")
+
+
+def _is_model(names: Collection[str]) -> bool:
+    return not {"config.json", "adapter_config.json"}.isdisjoint(names) and any(map(_is_weights, names))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin"))
+
+
+def holds_model(directory: Path) -> bool:
+    """Say whether a model lies in ``directory``: a config and weights that are not empty. Nothing is loaded."""
+    try:
+        sizes = {entry.name: entry.stat().st_size for entry in directory.iterdir() if entry.is_file()}
+    except OSError:
+        return False
+    return _is_model([name for name, size in sizes.items() if size])
 
 
 def _in_use(why: str) -> UserError:

@@ -24,9 +24,22 @@ class WorkDir:
         return self.path / "spec.json"
 
     @property
-    def log(self) -> Path:
-        """Everything that the libraries and we have printed."""
-        return self.path / "train.log"
+    def prepared(self) -> Path:
+        """What the check hands to a training of several processes."""
+        return self.path / "prepared.json"
+
+    @property
+    def nodes(self) -> Path:
+        """What the nodes of one training tell each other."""
+        return self.path / "nodes"
+
+    def log(self, node: int = 0) -> Path:
+        """Everything that the libraries and we have printed on one node."""
+        return self.path / (f"train-node-{node}.log" if node else "train.log")
+
+    def scratch(self, node: int = 0) -> Path:
+        """Caches and temporary files of one node; goes with the data."""
+        return self.data / f"node-{node}" if node else self.data
 
     @property
     def outcome(self) -> Path:
@@ -85,9 +98,24 @@ def create(task_instance: Path) -> WorkDir:
         ) from error
 
 
+def latest(task_instance: Path) -> WorkDir | None:
+    """Return the directory of the newest lineage, ``None`` where there is none yet or nothing can be read.
+
+    :param task_instance: ``TrainingSpec.work_dir``.
+    """
+    try:
+        number = _highest(task_instance.absolute())
+    except OSError:
+        return None
+    return WorkDir(task_instance.absolute() / str(number)) if number else None
+
+
+def _highest(task_instance: Path) -> int:
+    return max((int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()), default=0)
+
+
 def _next_lineage(task_instance: Path) -> Path:
-    taken = [int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()]
-    number = max(taken, default=0) + 1
+    number = _highest(task_instance) + 1
     while True:
         path = task_instance / str(number)
         try:

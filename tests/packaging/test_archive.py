@@ -4,6 +4,7 @@
 * it holds the contract and the runner, and nothing of Airflow's side;
 * it starts with nothing but the standard library;
 * the wheel carries it, and an installation from the wheel hands out just those bytes;
+* a command writes it for those who build an image;
 * an editable installation, which carries none, builds it from the source.
 """
 
@@ -58,6 +59,11 @@ def test_it_holds_contract_and_runner_and_nothing_of_airflows_side():
     names = zipfile.ZipFile(io.BytesIO(build_runner())).namelist()
     folders = {name.removeprefix("airflow_provider_finetune/").split("/")[0] for name in names}
     assert folders == {"__main__.py", "__init__.py", "contract", "runner"}
+
+
+def test_a_command_writes_it_for_those_who_build_an_image(tmp_path: Path):
+    command = [sys.executable, "-m", "airflow_provider_finetune.archive"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout == runner_bytes()
 
 
 def test_it_starts_with_nothing_but_the_standard_library(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The runner as a process in an environment without training-hub: every end leaves an outcome that says why.
 
-* a spec that cannot be read; outputs where something of the user's lies; a signal, a relative place
+* a spec that cannot be read, as a file or as text; a place that cannot be written
+* outputs where something of the user's lies; a relative place
 * metrics and chart: those of a failed training are not published, and a fault in them changes no outcome
 """
 
@@ -42,12 +43,16 @@ def spec(tmp_path: Path) -> Spec:
     }
 
 
-def check(tmp_path: Path, spec: Spec | bytes) -> Failure:
-    """Run ``check`` and return the failure."""
+def check(tmp_path: Path, spec: Spec | bytes | str) -> Failure:
+    """Run ``check`` on a spec, bytes of a file, or text, and return the failure."""
     file = tmp_path / "spec.json"
-    file.write_bytes(spec if isinstance(spec, bytes) else json.dumps(spec).encode())
     message = tmp_path / "termination"
-    command = [sys.executable, "-m", "airflow_provider_finetune.runner", "check", "--spec", str(file)]
+    command = [sys.executable, "-m", "airflow_provider_finetune.runner", "check"]
+    if isinstance(spec, str):
+        command += ["--spec-json", spec]
+    else:
+        file.write_bytes(spec if isinstance(spec, bytes) else json.dumps(spec).encode())
+        command += ["--spec", str(file)]
     ended = subprocess.run(
         [*command, "--termination-message", str(message)],
         env={**os.environ, "PYTHONPATH": str(Path(attempt.__file__).parents[2])},
@@ -67,6 +72,15 @@ def check(tmp_path: Path, spec: Spec | bytes) -> Failure:
 def test_a_spec_that_cannot_be_read_ends_in_an_outcome(tmp_path: Path, document: bytes) -> None:
     failure = check(tmp_path, document)
     assert (failure.cause, failure.failure_class) == ("spec_unreadable", "user")
+
+
+def test_a_spec_is_read_from_the_command_line_too(tmp_path: Path, spec: Spec) -> None:
+    assert check(tmp_path, "[]").cause == "spec_unreadable"
+    assert check(tmp_path, json.dumps({**spec, "dataset": "/nowhere.jsonl"})).cause == "dataset_missing"
+
+
+def test_a_work_directory_that_cannot_be_written_ends_in_an_outcome(tmp_path: Path, spec: Spec) -> None:
+    assert check(tmp_path, {**spec, "work_dir": str(tmp_path / "rows.jsonl")}).cause == "work_dir_not_writable"
 
 
 def test_a_relative_work_directory_is_used(tmp_path: Path, spec: Spec) -> None:
@@ -116,6 +130,11 @@ def test_metrics_and_chart_of_a_model_are_published(tmp_path: Path) -> None:
     assert outcome.loss_chart == (tmp_path / "c.html").as_uri()
     assert outcome.loss_curve == [[1, 2.0], [2, 1.0]]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["learning_rate"] is None
+
+
+def test_a_chart_on_a_volume_is_told_by_the_volumes_uri(tmp_path: Path) -> None:
+    outcome = drawn(tmp_path, "succeeded", mounts={"pvc://claim/runs": str(tmp_path)})
+    assert outcome.loss_chart == "pvc://claim/runs/1/loss.html"
 
 
 def test_those_of_a_failed_training_stay_in_the_work_directory_and_say_so(tmp_path: Path) -> None:

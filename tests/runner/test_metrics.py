@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, Point, metrics_file
-from airflow_provider_finetune.runner.reporting.progress import Progress, duration, progress_line
+from airflow_provider_finetune.runner.reporting.progress import Progress, progress_line
 from airflow_provider_finetune.runner.reporting.series import Curve, Series, reduce_curve
 
 NAN = math.nan

@@ -1,6 +1,6 @@
 """Results are put in place whole, and nothing of the user's is ever put away for them.
 
-* which path a URI names, and which URIs are refused
+* which path a URI names, and which URIs are refused; which URI a path has for somebody else
 * a model replaces a model, and nothing else: no other files, no root, no input of the training
 * what was there stays until the new thing is whole, also when something goes wrong or two publish at once
 """
@@ -49,6 +49,24 @@ def test_a_file_uri_with_two_slashes_is_refused_and_not_read_from_the_root() -> 
         storage.local_path("file://data/rows.jsonl", "dataset")
     assert "file:///" in raised.value.failure.cure
     assert "'data'" in raised.value.failure.message
+
+
+MOUNTS = {"pvc://claim": "/mnt/claim", "pvc://claim/sub/": "/mnt/claim/deep", "pvc://other": "/mnt/claimed"}
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/mnt/claim/runs/1/model", "pvc://claim/runs/1/model"),
+        ("/mnt/claim/deep/model", "pvc://claim/sub/model"),
+        ("/mnt/claimed/model", "pvc://other/model"),
+        ("/mnt/claim", "pvc://claim"),
+        ("/mnt/claim/two words", "pvc://claim/two%20words"),
+        ("/elsewhere/two words", "file:///elsewhere/two%20words"),
+    ],
+)
+def test_a_result_below_a_mount_has_the_volumes_uri(path: str, uri: str) -> None:
+    assert storage.uri_of(Path(path), MOUNTS) == uri
 
 
 def test_a_model_replaces_the_earlier_one_whole(tmp_path: Path) -> None:

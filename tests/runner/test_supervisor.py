@@ -3,6 +3,7 @@
 The child is a real process, a few lines of Python in place of the training.
 
 * what it reports arrives, also where it leaves somebody behind who holds its pipes
+* several children of one attempt; whose word counts where several processes fail; orphans of a container
 * an end by a signal, by the kernel, or of its own; which of several causes is told
 * a fault while it is followed ends it as well
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ import pytest
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import supervisor as module
 from airflow_provider_finetune.runner.log import RunLog
+from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 
@@ -32,7 +35,7 @@ PRELUDE = """\
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 here = Path(__file__).parent
-pipe = os.fdopen(int(os.environ["FINETUNE_EVENTS_FD"]), "w", buffering=1)
+pipe = open(os.environ["FINETUNE_EVENTS"], "w", buffering=1)
 def tell(event, **content):
     pipe.write(json.dumps(dict(event=event, **content)) + "\\n")
 def fail(cause):
@@ -53,7 +56,7 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start
         monkeypatch.setattr(sys, "executable", str(script))
         spec = TrainingSpec(algorithm="lora_sft", base_model="m", dataset="d", work_dir=str(tmp_path))
         log.open(tmp_path / "train.log")
-        return Supervisor(spec, WorkDir(tmp_path), log, epochs=1, check_only=False)
+        return Supervisor(spec, WorkDir(tmp_path), log, Stop().listen(), epochs=1)
 
     yield make
     log.close()
@@ -115,6 +118,56 @@ def test_copies_that_the_libraries_make_of_the_data_go_where_the_attempt_works(
     child = supervise("tell('report', versions={'cache': os.environ['HF_DATASETS_CACHE']})\n")
     child.run()
     assert child.facts["versions"] == {"cache": str(tmp_path / "data" / "cache")}
+
+
+def test_what_two_children_report_adds_up_and_the_second_is_told_its_part(supervise: Start) -> None:
+    child = supervise(
+        "tell('report', metrics={sys.argv[3]: 1})\nassert sys.argv[-2:] == ['--work-dir', str(here)], sys.argv\n"
+    )
+    assert child.run("work")
+    assert child.run("launch")
+    assert {"work": 1, "launch": 1}.items() <= child.facts["metrics"].items()
+
+
+def test_of_several_processes_the_one_counts_that_did_not_only_lose_another(supervise: Start) -> None:
+    child = supervise("fail('peer_failed')\nfail('disk_full')\nfail('library_crash')\nsys.exit(1)\n")
+    assert not child.run()
+    assert cause_of(child) == "disk_full"
+
+
+def test_half_a_line_of_a_killed_process_hides_no_other(supervise: Start) -> None:
+    child = supervise("pipe.write('{\"event\": \"re\\n')\ntell('report', model_uri='file:///m')\n")
+    child.run()
+    assert child.facts["model_uri"] == "file:///m"
+
+
+def test_process_1_of_a_container_buries_the_orphans_of_its_child(tmp_path: Path) -> None:
+    left = "import os, subprocess, sys, time; subprocess.Popen(['sleep', '0.3']); os._exit(0)"
+    (tmp_path / "child").write_text(
+        f"#!{sys.executable}\nimport subprocess, sys, time\nfrom pathlib import Path\n"
+        f"subprocess.run([sys.executable, '-c', {left!r}])\ntime.sleep(2)\n"
+        "states = [p.read_text().rsplit(')', 1)[1].split()[0] for p in Path('/proc').glob('[0-9]*/stat')]\n"
+        f"Path({str(tmp_path)!r}, 'states').write_text(' '.join(states))\n"
+    )
+    (tmp_path / "child").chmod(0o755)
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from airflow_provider_finetune.contract.spec import TrainingSpec\n"
+        "from airflow_provider_finetune.runner.log import RunLog\n"
+        "from airflow_provider_finetune.runner.stopping import Stop\n"
+        "from airflow_provider_finetune.runner.supervisor import Supervisor\n"
+        "from airflow_provider_finetune.runner.workdir import WorkDir\n"
+        f"here = Path({str(tmp_path)!r}); sys.executable = str(here / 'child')\n"
+        "spec = TrainingSpec(algorithm='lora_sft', base_model='m', dataset='d', work_dir=str(here))\n"
+        "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1)\n"
+        "sys.exit(0 if child.run() else 1)\n"
+    )
+    contained = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    ended = subprocess.run(contained, capture_output=True, text=True, check=False, timeout=60)
+    if "Operation not permitted" in ended.stderr:
+        pytest.skip(f"no right to make a process namespace: {ended.stderr}")
+    assert ended.returncode == 0, ended
+    assert "Z" not in (tmp_path / "states").read_text().split()
 
 
 def test_an_end_without_a_word_is_told_by_its_status(supervise: Start) -> None:
@@ -200,7 +253,7 @@ def test_a_child_that_does_not_heed_the_signal_is_killed(
 
 
 def test_a_fault_while_the_child_is_followed_ends_the_child(supervise: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    child = supervise("tell('training')\ntime.sleep(60)\n")
+    child = supervise("tell('training', pid=os.getpid())\ntime.sleep(60)\n")
 
     def broken() -> None:
         raise RuntimeError("a fault of ours")

@@ -18,14 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from airflow_provider_finetune.runner import dataset as datasets
 from airflow_provider_finetune.runner import masking, model
-from airflow_provider_finetune.runner.backends import trl
+from airflow_provider_finetune.runner.backends import trl_lora
+from airflow_provider_finetune.runner.masking import Encoding
 
 
 @pytest.fixture
 def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     """Train with training-hub's lora_sft on the tokenised rows and return metrics and output directory."""
     data = tmp_path / "train.parquet"
-    masking.tokenise(datasets.chat_rows(dataset), model.load_tokenizer(str(tiny_model)), 128, data)
+    masking.tokenise(datasets.chat_rows(dataset), model.load_tokenizer(str(tiny_model)), Encoding(128), data)
     runs = iter(range(100))
 
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:
@@ -42,7 +43,7 @@ def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
         training_hub.lora_sft(
             model_path=str(tiny_model),
             ckpt_output_dir=str(output),
-            backend=trl.register(),
+            backend=trl_lora.register(),
             **{**common, **keywords},
         )
         lines = (output / "training_metrics.jsonl").read_text().splitlines()
@@ -65,7 +66,7 @@ def test_the_first_loss_is_the_mean_over_the_assistants_tokens(train: Any, tiny_
     base, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), model.load_tokenizer(str(tiny_model))
     total, count = 0.0, 0
     for _, messages in datasets.chat_rows(dataset):
-        ids, labels, _ = masking.encode(messages, tokenizer, 128)
+        ids, labels, _ = masking.encode(messages, tokenizer, Encoding(128))
         trained = [label for label in labels[1:] if label != masking.IGNORED]
         with torch.no_grad():
             loss = base(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()

@@ -16,12 +16,11 @@ import pytest
 
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
-from airflow_provider_finetune.runner import algorithms
+from airflow_provider_finetune.runner import algorithms, backends
 from airflow_provider_finetune.runner.algorithms import FATES, Sent, WithoutEffect
-from airflow_provider_finetune.runner.backends import trl
 from airflow_provider_finetune.runner.failures import UserError
 
-BACKENDS = {"osft": ["mini-trainer"], "sft": ["instructlab-training"], "lora_sft": ["unsloth", "trl"]}
+BACKENDS = {"osft": ["mini-trainer"], "sft": ["instructlab-training", "trl"], "lora_sft": ["unsloth", "trl"]}
 DOCUMENTED = [
     (algorithm, item.name)
     for algorithm, record in RECORDS.items()
@@ -45,8 +44,9 @@ def test_each_documented_parameter_has_one_fate(algorithm: str) -> None:
 
 @pytest.mark.parametrize(("algorithm", "name"), DOCUMENTED)
 def test_what_is_sent_is_read_by_the_installed_library(algorithm: str, name: str) -> None:
-    trl.register()
     for backend in BACKENDS[algorithm]:
+        if backend == "trl":
+            backends.of(algorithm).register()
         fate = algorithms.fates(algorithm, "cpu" if backend == "trl" else "cuda")[name]
         if isinstance(fate, Sent):
             assert fate.keyword in algorithms.accepted_keywords(algorithm, backend)
@@ -64,13 +64,13 @@ def test_what_has_no_effect_is_said_when_somebody_sets_it(algorithm: str, name: 
 
 @pytest.mark.parametrize("algorithm", RECORDS)
 def test_defaults_are_sent_whole_and_nothing_of_them_would_be_dropped(algorithm: str) -> None:
-    backend = trl.register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
+    backend = backends.of(algorithm).register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
     algorithms.refuse_what_would_be_dropped(algorithm, backend, keywords(algorithm))
 
 
 @pytest.mark.parametrize("algorithm", RECORDS)
 def test_a_misspelt_keyword_is_refused_by_name_and_version(algorithm: str) -> None:
-    backend = trl.register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
+    backend = backends.of(algorithm).register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
     with pytest.raises(UserError, match=f"training-hub {version('training-hub')} would ignore learning_rte"):
         algorithms.refuse_what_would_be_dropped(algorithm, backend, ["learning_rte"])
 
@@ -83,6 +83,20 @@ def test_reserved_lora_keywords_are_refused_though_the_signature_takes_them() ->
 def test_osft_refuses_tensorboard_which_mini_trainer_lacks() -> None:
     with pytest.raises(UserError, match="tensorboard_log_dir"):
         algorithms.refuse_what_would_be_dropped("osft", "mini-trainer", ["tensorboard_log_dir"])
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "lora_sft"])
+def test_what_a_cpu_is_sent_is_read_there(algorithm: str) -> None:
+    sent = keywords(algorithm, device="cpu", seed=3, use_liger=True)
+    algorithms.refuse_what_would_be_dropped(algorithm, backends.of(algorithm).register(), sent)
+    assert {"nnodes", "nproc_per_node", "use_liger"}.isdisjoint(sent)
+
+
+def test_sft_on_a_cpu_refuses_options_of_the_other_backend() -> None:
+    with pytest.raises(UserError, match=r"would ignore enable_jit_checkpoint, validation_split for sft \(trl\)"):
+        algorithms.refuse_what_would_be_dropped(
+            "sft", backends.of("sft").register(), ["validation_split", "enable_jit_checkpoint", "beta2", "callbacks"]
+        )
 
 
 def test_sft_sends_its_seed_under_the_name_that_the_backend_reads() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.runner.reporting.metrics import Point
 
 _WINDOW = 50
@@ -117,13 +118,3 @@ def progress_line(figures: Mapping[str, Any]) -> str:
     if (eta := figures["eta_seconds"]) is not None:
         parts.append(f"ETA {duration(eta)}")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A span of time in its two largest units, such as ``3 min 10 s``."""
-    whole = round(seconds)
-    for size, unit, rest_size, rest_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // rest_size
-            return f"{whole // size} {unit} {rest} {rest_unit}" if rest else f"{whole // size} {unit}"
-    return f"{whole} s"

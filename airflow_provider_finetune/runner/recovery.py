@@ -1,0 +1,30 @@
+"""What an earlier attempt has left, for a run that is to find its outcome again.
+
+A job may be complete and its pod gone, and the outcome with it. The file beside the model has all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_provider_finetune.contract.outcome import Outcome, UnreadableOutcome
+from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import storage, workdir
+
+
+def find(spec: TrainingSpec) -> Outcome | None:
+    """Return the outcome of the last attempt in the work directory, ``None`` where the training must be done.
+
+    Only the last attempt counts: a model of an earlier one is what somebody has asked to train again.
+
+    :param spec: its ``recover`` is the only thing in which it may differ from that attempt's.
+    """
+    attempt = workdir.latest(Path(spec.work_dir))
+    if attempt is None:
+        return None
+    try:
+        outcome = Outcome.from_json(attempt.outcome.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UnreadableOutcome):
+        return None
+    is_ours = outcome.status == "succeeded" and outcome.spec_hash == spec.whole_hash()
+    return outcome if is_ours and outcome.model_path and storage.holds_model(Path(outcome.model_path)) else None
