@@ -1,16 +1,12 @@
-"""The runner as a process on this machine: its command line, its environment, and what its output lines mean."""
+"""The runner as a process on this machine: its command line, its environment, and what its end means."""
 
 from __future__ import annotations
 
-import json
-import logging
 import signal
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PROGRESS_MARK, Failure, Outcome
+from airflow_provider_finetune.contract.outcome import Failure
 
 DEFAULT_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -21,8 +17,6 @@ DEFAULT_ENVIRONMENT = {
 }
 
 _OF_THIS_INTERPRETER = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-_LEVELS = {"warning: ": logging.WARNING, "error: ": logging.ERROR}
-_KEPT_LINES = 20
 
 
 def command(python: str, *, runner: str, spec: str, termination_message: str) -> list[str]:
@@ -61,65 +55,34 @@ def environment(
     return {**kept, **DEFAULT_ENVIRONMENT, **{name: str(value) for name, value in training_envs.items()}, **secrets}
 
 
-@dataclass
-class Transcript:
-    """What the runner has said so far.
+def failure_without_outcome(last_lines: Sequence[str], exit_status: int, *, killed: bool) -> Failure:
+    """Return why a runner that left no outcome has ended, as far as its exit status tells.
 
-    * ``outcome``: from its last outcome line; ``progress``: from its last progress line
-    * ``last_lines``: the readable lines before its end
+    :param last_lines: what it said before its end.
+    :param exit_status: ``-n`` where signal ``n`` ended it.
+    :param killed: the task itself asked for its end.
     """
-
-    outcome: Outcome | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
-
-    def take(self, line: str) -> tuple[int, str] | None:
-        """Take in one line and return level and text to log, or ``None`` for a line that is meant for us.
-
-        :param line: one line of the runner's output.
-        """
-        try:
-            if line.startswith(PROGRESS_MARK):
-                self.progress = json.loads(line.removeprefix(PROGRESS_MARK))
-                return None
-            if line.startswith(OUTCOME_MARK):
-                self.outcome = Outcome.from_json(line.removeprefix(OUTCOME_MARK))
-                return None
-        except ValueError:
-            return logging.WARNING, line
-        self.last_lines.append(line)
-        for prefix, level in _LEVELS.items():
-            if line.startswith(prefix):
-                return level, line.removeprefix(prefix)
-        return logging.INFO, line
-
-    def failure_without_outcome(self, exit_status: int, *, killed: bool) -> Failure:
-        """Return why a runner that left no outcome has ended, as far as its exit status tells.
-
-        :param exit_status: ``-n`` where signal ``n`` ended it.
-        :param killed: the task itself asked for its end.
-        """
-        lines = list(self.last_lines)
-        how = f"was ended by {_signal_name(-exit_status)}" if exit_status < 0 else f"exited with status {exit_status}"
-        if killed:
-            return Failure(
-                failure_class="preempted",
-                cause="killed",
-                message=f"The task was ended, and with it the runner, which {how}.",
-                cure="Run the task again.",
-                log_tail=lines,
-            )
-        last = f" Its last line: {lines[-1]}" if lines else " It printed nothing."
-        cure = "Look at its last lines in this log."
-        if exit_status == -signal.SIGKILL:
-            cure = "Nobody here sent that signal; most often the machine was out of memory (see its kernel log)."
+    lines = list(last_lines)
+    how = f"was ended by {_signal_name(-exit_status)}" if exit_status < 0 else f"exited with status {exit_status}"
+    if killed:
         return Failure(
-            failure_class="infrastructure",
-            cause="runner_died",
-            message=f"The runner {how} and left no outcome.{last}",
-            cure=cure,
+            failure_class="preempted",
+            cause="killed",
+            message=f"The task was ended, and with it the runner, which {how}.",
+            cure="Run the task again.",
             log_tail=lines,
         )
+    last = f" Its last line: {lines[-1]}" if lines else " It printed nothing."
+    cure = "Look at its last lines in this log."
+    if exit_status == -signal.SIGKILL:
+        cure = "Nobody here sent that signal; most often the machine was out of memory (see its kernel log)."
+    return Failure(
+        failure_class="infrastructure",
+        cause="runner_died",
+        message=f"The runner {how} and left no outcome.{last}",
+        cure=cure,
+        log_tail=lines,
+    )
 
 
 def _signal_name(number: int) -> str:

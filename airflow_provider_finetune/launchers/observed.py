@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,9 @@ DELIVERED = f"{DOMAIN}/delivered"
 RUNS_ONCE = f"{DOMAIN}/runs-once"
 """Annotation ``true`` of a workload that nothing starts again after it has failed: only such a one may be kept."""
 
+TRY_NUMBER = f"{DOMAIN}/try_number"
+"""Annotation: number of the task's try that has made a workload."""
+
 RANK = "batch.kubernetes.io/job-completion-index"
 
 
@@ -53,12 +56,14 @@ class Phase(str, Enum):
         return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobState:
     """One workload: a TrainJob, or a pod that is its own.
 
-    * ``suspended``: a queue holds it back; ``admitted_at``: when it was let go, ``None`` where it never was held
-    * ``condition``: ``Complete`` or ``Failed`` once it has ended, with ``reason`` and ``message``
+    * ``try_number``: the task's try that has made it
+    * ``suspended``: a queue holds it back, since ``suspended_at``; ``admitted_at``: when it was let go. Both are
+      ``None`` where the controller has not said so
+    * ``condition``: ``Complete`` or ``Failed`` once it has ended, with ``reason``, ``message`` and ``ended_at``
     * ``progress``: ``status.trainerStatus`` as it stands, empty where the Trainer does not fill it
     """
 
@@ -67,14 +72,17 @@ class JobState:
     created: datetime
     identity: str = ""
     whole: str = ""
+    try_number: int = 0
     delivered: bool = False
     runs_once: bool = False
     deleting: bool = False
     suspended: bool = False
+    suspended_at: datetime | None = None
     admitted_at: datetime | None = None
     condition: str | None = None
     reason: str = ""
     message: str = ""
+    ended_at: datetime | None = None
     progress: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -83,20 +91,24 @@ class JobState:
         return self.condition is None and not self.deleting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PodState:
     """One pod of a workload.
 
     * ``rank``: node rank; ``node``: where it was scheduled, empty before
     * ``waiting``: reason and text of a container that has not started, or of a pod that cannot be scheduled
-    * ``started_at``: when the program began; ``finished_at``, ``exit_code``, ``end`` (reason) and ``words``
-      (termination message) once it has ended
+    * ``started_at``: when the program began, for the first time where it was started again
+    * ``finished_at``, ``exit_code``, ``end`` (reason) and ``words`` (termination message): of its last end, also where
+      it was started again
+    * ``restarts``: how often it was started again
     * ``disruption``: reason and text of ``DisruptionTarget``, e.g. of an eviction
+    * ``deleting``: it is being ended; ``gone``: it is no longer there, and this is the last that was seen of it
     """
 
     name: str
     uid: str
     job: str
+    created: datetime
     rank: int = 0
     phase: str = "Pending"
     node: str = ""
@@ -106,8 +118,15 @@ class PodState:
     exit_code: int | None = None
     end: str = ""
     words: str = ""
+    restarts: int = 0
     disruption: tuple[str, str] | None = None
     deleting: bool = False
+    gone: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether it is neither gone nor about to go."""
+        return not self.gone and not self.deleting
 
 
 def job_state(job: Mapping[str, Any]) -> JobState:
@@ -128,15 +147,18 @@ def job_state(job: Mapping[str, Any]) -> JobState:
         created=created,
         identity=labels.get(IDENTITY, ""),
         whole=labels.get(WHOLE, ""),
+        try_number=int(annotations.get(TRY_NUMBER) or 0),
         delivered=DELIVERED in annotations,
         runs_once=annotations.get(RUNS_ONCE) == "true",
         deleting="deletionTimestamp" in metadata,
         # Before the controller has seen the object only its specification tells.
         suspended=held if suspended else bool((job.get("spec") or {}).get("suspend")),
+        suspended_at=_time(suspended["lastTransitionTime"]) if held else None,
         admitted_at=_time(suspended["lastTransitionTime"]) if suspended and not held else None,
         condition=end.get("type"),
         reason=end.get("reason", ""),
         message=end.get("message", ""),
+        ended_at=_time(end["lastTransitionTime"]) if end else None,
         progress=tuple((status.get("trainerStatus") or {}).items()),
     )
 
@@ -164,12 +186,17 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
     state = ours.get("state") or {}
     # Between two starts of a container its end stands one step further back.
     ended = state.get("terminated") or (ours.get("lastState") or {}).get("terminated") or {}
+    restarts = int(ours.get("restartCount") or 0)
     began = (state.get("running") or ended).get("startedAt")
+    if began and restarts and "Initialized" in conditions:
+        # Only its last start is told; all else before the first was done when the pod was initialised.
+        began = conditions["Initialized"]["lastTransitionTime"]
     disruption = conditions.get("DisruptionTarget", {})
     return PodState(
         name=metadata["name"],
         uid=metadata["uid"],
         job=labels.get(JOB, ""),
+        created=_time(metadata["creationTimestamp"]),
         rank=int(labels.get(RANK) or 0),
         phase=status.get("phase", "Pending"),
         node=(pod.get("spec") or {}).get("nodeName", ""),
@@ -179,6 +206,7 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
         exit_code=ended.get("exitCode"),
         end=ended.get("reason", ""),
         words=ended.get("message", ""),
+        restarts=restarts,
         disruption=_why(disruption) if disruption.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
     )
@@ -199,17 +227,61 @@ def _why(said: Mapping[str, Any]) -> tuple[str, str]:
     return said.get("reason", ""), said.get("message", "")
 
 
-def phase_of(job: JobState, pods: Iterable[PodState]) -> Phase:
+_SAME_TIME = timedelta(seconds=5)
+"""By how much the clocks of API server and controllers may differ, with times that are told in whole seconds."""
+
+
+def phase_of(job: JobState, pods: Iterable[PodState], nodes: int = 1) -> Phase:
     """Return where a training is: conditions first, then the pods; the Trainer's own counters lag and flicker.
+
+    It is running once the program has been started on every node, and stays so while pods end and no new ones are
+    there: they go a moment before the job is said to have failed or to be held back again.
 
     :param job: the workload.
     :param pods: its pods, as far as they are known; one that is gone may be among them.
+    :param nodes: how many pods train together.
     """
     if job.condition:
         return Phase.SUCCEEDED if job.condition == "Complete" else Phase.FAILED
     if job.suspended:
         return Phase.QUEUED
-    return Phase.RUNNING if any(pod.started_at for pod in pods) else Phase.STARTING
+    started = [pod for pod in _newest(job, pods).values() if pod.started_at]
+    return Phase.RUNNING if len(started) >= nodes else Phase.STARTING
+
+
+def entered(phase: Phase, job: JobState, pods: Iterable[PodState]) -> datetime:
+    """Return when a training came into its phase, as the cluster's own times tell it.
+
+    :param phase: what :func:`phase_of` has returned for the same job and pods.
+    :param job: the workload.
+    :param pods: its pods, as far as they are known.
+    """
+    if phase.final:
+        return job.ended_at or job.created
+    if phase is Phase.QUEUED:
+        return job.suspended_at or job.created
+    newest = _newest(job, pods).values()
+    starts = [pod.started_at for pod in newest if pod.started_at]
+    let_go = job.admitted_at or job.created
+    if phase is Phase.RUNNING:
+        return max(starts, default=let_go)
+    # A pod that takes the place of one that had trained for hours begins to start when it is made.
+    return max(let_go, min((pod.created for pod in newest if not pod.started_at), default=let_go))
+
+
+def program_started(job: JobState, pods: Iterable[PodState]) -> datetime | None:
+    """Return when the program was running on all nodes that are known, ``None`` before the first.
+
+    :param job: the workload.
+    :param pods: its pods, as far as they are known.
+    """
+    return max((pod.started_at for pod in _newest(job, pods).values() if pod.started_at), default=None)
+
+
+def _newest(job: JobState, pods: Iterable[PodState]) -> dict[int, PodState]:
+    """Return by rank the pod that was made last, be it gone, of those made since the job was last let go."""
+    since = (job.admitted_at or job.created) - _SAME_TIME
+    return {pod.rank: pod for pod in sorted(pods, key=lambda pod: pod.created) if pod.created >= since}
 
 
 def _time(text: str) -> datetime:

@@ -12,7 +12,8 @@ from pathlib import Path
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.exceptions import training_error
-from airflow_provider_finetune.launchers.local import Transcript, command, environment
+from airflow_provider_finetune.launchers.local import command, environment, failure_without_outcome
+from airflow_provider_finetune.launchers.transcript import Transcript
 from airflow_provider_finetune.process import RunnerProcess
 
 _RUNNER = "finetune-runner.pyz"
@@ -72,7 +73,7 @@ class LocalTraining:
         outcome = self._read_outcome() or Outcome(
             status="failed",
             work_dir=str(self.work_dir),
-            failure=self._transcript.failure_without_outcome(exit_status, killed=self._process.terminating),
+            failure=failure_without_outcome(self._transcript.last_lines, exit_status, killed=self._process.terminating),
         )
         if self._process.timed_out and outcome.status == "failed":
             return Outcome(status="failed", work_dir=outcome.work_dir, failure=_timed_out(timeout))

@@ -1,0 +1,71 @@
+"""What becomes of the workloads that earlier tries of a task have left. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from airflow_provider_finetune.launchers.observed import JobState
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What to do before the task waits.
+
+    * ``follow``: the workload to wait for, or to collect where it has succeeded; ``None``: make a new one
+    * ``delete``: what still trains, and must not
+    * ``wait_for``: whose pods may still write; a new workload must wait for their end, as it has their work directory
+    """
+
+    follow: JobState | None
+    delete: tuple[JobState, ...]
+    wait_for: tuple[JobState, ...]
+
+
+def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try: int) -> Adoption:
+    """Decide on the workloads of a task instance.
+
+    An active one of the same request is followed, of several the oldest; one that has succeeded and that nobody has
+    collected is collected; all other active ones are deleted. A cleared task trains anew: what is delivered is not
+    taken again, and what an earlier try trains is not followed, as the trigger that waited for it is about to end it.
+    A failed one is no obstacle, but after a deadline its pods end later than it does.
+
+    :param existing: workloads found by label; those of another identity are left alone.
+    :param identity: value of the label of this task instance.
+    :param whole: value of the label of this request.
+    :param first_try: number of the first try since the user has cleared the task.
+    """
+    ours = sorted((job for job in existing if job.identity == identity), key=_age)
+    active = [job for job in ours if job.active]
+    same = [job for job in active if job.whole == whole and job.try_number >= first_try]
+    done = [job for job in ours if job.condition == "Complete" and job.whole == whole and _is_open(job)]
+    follow = next(iter([*same, *reversed(done)]), None)
+    delete = tuple(job for job in active if job is not follow)
+    ending = tuple(job for job in ours if job.deleting or job.condition == "Failed")
+    return Adoption(follow, delete, () if follow else (*delete, *ending))
+
+
+def leftovers(existing: Iterable[JobState], success: JobState) -> list[JobState]:
+    """Return which older workloads of the same task a success makes useless.
+
+    A failed one of another run may still be read by the task that waits for it, unless that has noted its end.
+
+    :param existing: workloads of the task, found by label, of all runs.
+    :param success: the one that has succeeded.
+    """
+    return [
+        job
+        for job in sorted(existing, key=_age)
+        if job.condition
+        and not job.deleting
+        and _age(job) < _age(success)
+        and (job.identity == success.identity or (job.condition == "Failed" and job.delivered))
+    ]
+
+
+def _is_open(job: JobState) -> bool:
+    return not job.delivered and not job.deleting
+
+
+def _age(job: JobState) -> tuple[object, ...]:
+    return job.created, job.name
