@@ -1,0 +1,382 @@
+"""``TrainingHook``: what a training asks of a cluster. Asynchronous; a worker calls it by ``asyncio.run``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_finetune.cluster.asked import asked
+from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterClient
+from airflow_provider_finetune.cluster.echoes import sent_values
+from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old
+from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
+from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
+from airflow_provider_finetune.settings import setting
+
+API = "/apis/trainer.kubeflow.org/v1alpha1"
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+LOG_BYTES = 65536
+PAGE = 100
+"""Objects in one answer of a list."""
+
+WATCH_SECONDS = (300, 600)
+"""How long one watch lasts, at random between these, so that those of many triggerers do not end together."""
+
+_PODS_POLL_SECONDS = (0.5, 5.0)
+_ENDED = ("Succeeded", "Failed")
+_GONE = ("not_found", "conflict")
+_trainer_api: dict[str, TrainerApi] = {}
+"""Form of a TrainJob that the Trainer behind each connection took last."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Reference to a workload, of JSON values only: it travels in a trigger.
+
+    * ``kind``: ``"trainjob"``
+    * ``conn_id``, ``namespace``, ``name``, ``uid``: where and which it is
+    """
+
+    kind: str
+    conn_id: str
+    namespace: str
+    name: str
+    uid: str
+
+
+class TrainingHook:
+    """The requests of a training in one namespace of one cluster.
+
+    Used as ``async with TrainingHook(…) as hook``: one client stays open meanwhile. Every method raises
+    :class:`~airflow_provider_finetune.cluster.refusals.Refused` where the cluster refuses or does not answer, after
+    some further attempts where the cause may pass.
+
+    :param conn_id: connection of the cncf.kubernetes provider.
+    :param namespace: ``None`` is the connection's, else the pod's own, else ``"default"``.
+    :param pauses: seconds before each further attempt of a request that fails for a passing cause.
+    """
+
+    def __init__(self, conn_id: str, namespace: str | None = None, *, pauses: Sequence[float] = (1.0, 3.0)) -> None:
+        self.conn_id = conn_id
+        self._namespace = namespace
+        self._client = ClusterClient(conn_id, pauses)
+
+    async def __aenter__(self) -> TrainingHook:
+        await self._client.open()
+        if not self._namespace:
+            self._namespace = str(self._client.extras.get("namespace") or _own_namespace() or "default")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    @property
+    def namespace(self) -> str:
+        """Where the training runs; known once the hook is entered."""
+        if not self._namespace:
+            raise RuntimeError("The namespace is known once the hook is entered")
+        return self._namespace
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        timeout: float = REQUEST_SECONDS,
+    ) -> dict[str, Any]:
+        """Return the JSON of an answer.
+
+        :param method: HTTP method.
+        :param path: path below the server's address, quoted.
+        :param query: parameters after it.
+        :param body: JSON; that of a ``PATCH`` is a merge patch.
+        :param timeout: seconds for the whole of it.
+        """
+        name = (body.get("metadata") or {}).get("name") if method == "POST" else None
+        what = asked(self.conn_id, method, path, name=name, secrets=sent_values(body))
+        return await self._client.request(what, method, path, query=query, body=body, timeout=timeout)
+
+    async def list_jobs(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the TrainJobs with these labels.
+
+        :param selector: label and value of each.
+        """
+        return await self._items("trainjobs", {"labelSelector": _selector(selector)})
+
+    async def job(self, name: str) -> dict[str, Any] | None:
+        """Return a TrainJob, or ``None`` where there is none of this name.
+
+        :param name: its name.
+        """
+        return await self._maybe(self._path("trainjobs", name))
+
+    async def runtime(self, kind: str, name: str) -> dict[str, Any] | None:
+        """Return a training runtime, or ``None`` where the connection has no right to read it.
+
+        :param kind: ``ClusterTrainingRuntime`` or ``TrainingRuntime``.
+        :param name: its name.
+        :raises Refused: e.g. there is none of this name.
+        """
+        whole_cluster = f"{API}/clustertrainingruntimes/{quote(name, safe='')}"
+        path = whole_cluster if kind == "ClusterTrainingRuntime" else self._path("trainingruntimes", name)
+        try:
+            return await self.request("GET", path)
+        except Refused as error:
+            if error.cause != "forbidden":
+                raise
+        return None
+
+    async def ensure_config_map(self, manifest: Mapping[str, Any]) -> None:
+        """Make a ConfigMap unless it is there, in one request; one of the same name and other content is an error.
+
+        :param manifest: the ConfigMap, immutable.
+        :raises Refused: e.g. there is one with other content.
+        """
+        path = self._path("configmaps", manifest["metadata"]["name"])
+        try:
+            await self.request("PATCH", path, query={"fieldManager": DOMAIN}, body=manifest)
+        except Refused as error:
+            # Another one's fields, or an immutable field that would change.
+            if error.status not in (409, 422):
+                raise
+            what = asked(self.conn_id, "PATCH", path)
+            raise refused(what, foreign(what, "its content is another"), status=409) from error
+
+    async def create_job(self, render: Callable[[TrainerApi], Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a TrainJob and return it; one of the same name and identity, made by another process, is as good.
+
+        The newest form is tried first and the older one where the Trainer does not know it; which one it took is
+        remembered in this process, and ``[finetune] trainer_api`` says it beforehand.
+
+        :param render: gives the manifest in a form.
+        :raises Refused: e.g. the Trainer is too old, or the name is a stranger's.
+        """
+        forms = _forms(self.conn_id)
+        ruled_out: set[TrainerApi] = set()
+        for form in forms:
+            if form in ruled_out:
+                continue
+            try:
+                job = await self._create(render(form))
+            except Refused as error:
+                without = [forms_with(field) for field in error.fields]
+                # A field that all forms have, or none, is somebody's mistake, and each would be refused for it.
+                if error.cause != "unknown_field" or not all(without) or len(forms) == 1:
+                    raise
+                ruled_out.update(*without)
+                refusal = error
+            else:
+                _trainer_api[self.conn_id] = form
+                return job
+        raise refused(refusal.where, trainer_too_old(self.conn_id), status=refusal.status) from refusal
+
+    async def _create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return await self.request(
+                "POST", self._path("trainjobs"), query={"fieldValidation": "Strict"}, body=manifest
+            )
+        except Refused as error:
+            if error.cause != "exists":
+                raise
+        path = self._path("trainjobs", manifest["metadata"]["name"])
+        found = await self.request("GET", path)
+        labels = [(job["metadata"].get("labels") or {}).get(IDENTITY) for job in (manifest, found)]
+        if not labels[0] or labels[0] != labels[1]:
+            what = asked(self.conn_id, "POST", path)
+            raise refused(what, foreign(what, f"its label {IDENTITY} is {labels[1]!r}"), status=409)
+        return found
+
+    async def delete_job(self, name: str, uid: str) -> None:
+        """Delete a TrainJob and let its pods end; one that is gone, or another of its name, is left alone.
+
+        In the background: with ``Foreground`` Trainer 2.3 starts the user's program again and again.
+
+        :param name: its name.
+        :param uid: that it must have.
+        """
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
+        await self._unless_gone(self.request("DELETE", self._path("trainjobs", name), body=body))
+
+    async def mark_delivered(self, name: str, uid: str) -> None:
+        """Note on a TrainJob that its outcome has been passed on; one that is gone is left alone.
+
+        :param name: its name.
+        :param uid: that it must have.
+        """
+        body = {"metadata": {"uid": uid, "annotations": {DELIVERED: "true"}}}
+        await self._unless_gone(self.request("PATCH", self._path("trainjobs", name), body=body))
+
+    async def pods(self, job_name: str) -> list[dict[str, Any]]:
+        """Return the pods of a TrainJob, also after it has been deleted.
+
+        :param job_name: its name.
+        """
+        return await self._items("pods", {"labelSelector": f"jobset.sigs.k8s.io/jobset-name={job_name}"})
+
+    async def wait_until_pods_are_gone(self, job_name: str, timeout: float) -> bool:
+        """Wait until no pod of a TrainJob can write any more; return whether that is so.
+
+        This is what the API knows: on a node that is cut off from it a program may go on.
+
+        :param job_name: its name.
+        :param timeout: seconds.
+        """
+        end = asyncio.get_running_loop().time() + timeout
+        pause, longest = _PODS_POLL_SECONDS
+        while any((pod.get("status") or {}).get("phase") not in _ENDED for pod in await self.pods(job_name)):
+            left = end - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 2, longest)
+        return True
+
+    async def log_tail(
+        self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES, container: str = "node"
+    ) -> list[str]:
+        """Return the last lines of a pod's log, each behind its time; none before the program has begun.
+
+        The server's own ``limitBytes`` cuts off the end, which is what matters. So the last bytes of what comes are
+        kept, and where four times as much has come the rest is not waited for: the lines are that long.
+
+        :param pod_name: the pod.
+        :param lines: how many at most.
+        :param limit_bytes: how much is kept at most.
+        :param container: the one that trains.
+        :raises Refused: e.g. the right to read logs is missing.
+        """
+        path = f"{self._path('pods', pod_name)}/log"
+        query = {"container": container, "tailLines": str(lines), "timestamps": "true"}
+        tail, read = b"", 0
+        try:
+            async with self._client.answer(asked(self.conn_id, "GET", path), "GET", path, query=query) as answer:
+                async for chunk in answer.content.iter_any():
+                    read += len(chunk)
+                    tail = (tail + chunk)[-limit_bytes:]
+                    if read >= 4 * limit_bytes:
+                        break
+        except Refused as error:
+            # 400: the container waits to start, or for its image; 404: the pod has gone.
+            if error.status in (400, 404):
+                return []
+            raise
+        found = tail.decode(errors="replace").splitlines()
+        return found[1:] if read > limit_bytes else found
+
+    async def events(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the events of some objects, oldest first. A TrainJob's name is that of its JobSet too.
+
+        :param names: names of objects of any kind.
+        """
+        found = [
+            event
+            for name in dict.fromkeys(names)
+            for event in await self._items("events", {"fieldSelector": f"involvedObject.name={name}"})
+        ]
+        return sorted(found, key=_time_of)
+
+    async def list_raw(self, kind: str, selector: Mapping[str, str], after: str = "") -> dict[str, Any]:
+        """Return a page of a list; its ``metadata.resourceVersion`` is where a watch goes on.
+
+        In pages, as a thousand pods are 10 MB of JSON, for which a triggerer's event loop would stand still.
+
+        :param kind: ``trainjobs`` or ``pods``.
+        :param selector: label and value of each.
+        :param after: ``metadata.continue`` of the page before, where there is one.
+        """
+        query = {"labelSelector": _selector(selector), "limit": str(PAGE), **({"continue": after} if after else {})}
+        return await self.request("GET", self._path(kind), query=query)
+
+    async def watch(
+        self, kind: str, selector: Mapping[str, str], resource_version: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield changes as the server tells them, bookmarks and ``ERROR`` events included, until it ends the watch.
+
+        The end is ordinary: it comes after some minutes, or when the server stops.
+
+        :param kind: ``trainjobs`` or ``pods``.
+        :param selector: label and value of each.
+        :param resource_version: after which.
+        :yields: events as dicts with ``type`` and ``object``.
+        :raises Refused: the watch is refused, or the connection breaks.
+        """
+        seconds = random.randint(*WATCH_SECONDS)
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "labelSelector": _selector(selector),
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+        }
+        path, rest = self._path(kind), b""
+        what = asked(self.conn_id, "GET", path, watch=True)
+        async with self._client.answer(what, "GET", path, query=query, timeout=seconds + 30) as answer:
+            # Not readline(): an object may be longer than what that holds.
+            async for chunk in answer.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        yield json.loads(line)
+
+    async def _items(self, resource: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        return list((await self.request("GET", self._path(resource), query=query)).get("items") or ())
+
+    async def _maybe(self, path: str) -> dict[str, Any] | None:
+        try:
+            return await self.request("GET", path)
+        except Refused as error:
+            if error.cause != "not_found":
+                raise
+        return None
+
+    def _path(self, resource: str, name: str | None = None) -> str:
+        api = API if resource in ("trainjobs", "trainingruntimes") else "/api/v1"
+        path = f"{api}/namespaces/{quote(self.namespace, safe='')}/{resource}"
+        return f"{path}/{quote(name, safe='')}" if name else path
+
+    @staticmethod
+    async def _unless_gone(request: Any) -> None:
+        try:
+            await request
+        except Refused as error:
+            if error.cause not in _GONE:
+                raise
+
+
+def _own_namespace() -> str:
+    return POD_NAMESPACE.read_text(encoding="utf-8").strip() if POD_NAMESPACE.is_file() else ""
+
+
+def _forms(conn_id: str) -> list[TrainerApi]:
+    """Return the forms of a TrainJob in the order in which they are tried."""
+    said = setting("trainer_api")
+    if said and said not in {form.value for form in TrainerApi}:
+        failure = Failure(
+            failure_class="user",
+            cause="unknown_setting",
+            message=f"[finetune] trainer_api={said!r} is no form of a TrainJob",
+            cure=f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out",
+        )
+        raise refused("airflow.cfg or AIRFLOW__FINETUNE__TRAINER_API", failure)
+    if said:
+        return [TrainerApi(said)]
+    return sorted(TrainerApi, key=lambda form: form is not _trainer_api.get(conn_id))
+
+
+def _selector(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _time_of(event: Mapping[str, Any]) -> str:
+    """Return when an event was last seen; which field tells depends on the controller that wrote it."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

@@ -1,0 +1,130 @@
+"""Reading the end of a training's log again and again, so that each line is shown once, at a pace the server bears."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from airflow_provider_finetune.settings import setting
+
+READS_PER_SECOND = 20.0
+"""Of logs and events, by all jobs that one triggerer follows; ``[finetune] reads_per_second`` sets another."""
+
+
+class ReadBudget:
+    """Turns in the order in which they were asked for, evenly spaced; one that nobody waits for any more is given on.
+
+    :param per_second: how many.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._spacing = 1 / per_second
+        self._next = 0.0
+        self._first: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def turn(self, *, first: bool = False) -> None:
+        """Wait for a turn.
+
+        :param first: before all who have not said so: the end of a training waits for it.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        (self._first if first else self._others).append(turn)
+        if self._timer is None:
+            self._give()
+        await turn
+
+    def _give(self) -> None:
+        self._timer = None
+        while waiting := self._first or self._others:
+            now = time.monotonic()
+            if now < self._next:
+                self._timer = asyncio.get_running_loop().call_later(self._next - now, self._give)
+                return
+            turn = waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                # A timer is always a little late, which must not make the pace slower.
+                self._next = (self._next if now - self._next < self._spacing else now) + self._spacing
+
+
+_budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, ReadBudget] = WeakKeyDictionary()
+
+
+def shared_budget() -> ReadBudget:
+    """Return the budget of this event loop."""
+    loop = asyncio.get_running_loop()
+    if loop not in _budgets:
+        _budgets[loop] = ReadBudget(float(setting("reads_per_second") or READS_PER_SECOND))
+    return _budgets[loop]
+
+
+class _Moment(NamedTuple):
+    """A time of a log line: Python's own have no nanoseconds."""
+
+    seconds: int
+    nanoseconds: int
+
+    def __str__(self) -> str:
+        return f"{datetime.fromtimestamp(self.seconds, timezone.utc):%H:%M:%S}"
+
+
+class NewLines:
+    """Tells which lines of a log's end have not been seen yet.
+
+    Lines carry their time. Several may have the same, so it is also counted how many of the last time were seen.
+
+    :param since: lines before it have been shown by somebody else; ``None`` shows all.
+    """
+
+    def __init__(self, since: datetime | None = None) -> None:
+        self._last = _Moment(int(since.timestamp()), 0) if since else None
+        self._seen_at_last = 0
+        self._begun = False
+
+    def reaches_back(self, tail: Sequence[str]) -> bool:
+        """Return whether nothing is missing between what was seen and what ``tail`` begins with.
+
+        :param tail: last lines of the log, each behind its time.
+        """
+        first = next((parsed[0] for parsed in map(_parsed, tail) if parsed), None)
+        return not self._begun or first is None or self._last is None or first <= self._last
+
+    def of(self, tail: Sequence[str]) -> list[str]:
+        """Return the new lines, and remember them as seen; one says where some are missing.
+
+        :param tail: last lines of the log, each behind its time.
+        """
+        complete, before = self.reaches_back(tail), self._last
+        lines = [parsed for parsed in map(_parsed, tail) if parsed]
+        old = sum(1 for moment, _ in lines if self._last is not None and moment < self._last)
+        same = sum(1 for moment, _ in lines if moment == self._last)
+        new = lines[old + min(same, self._seen_at_last) :]
+        if new:
+            last = new[-1][0]
+            self._seen_at_last = sum(1 for moment, _ in lines if moment == last)
+            self._last = last
+        self._begun = self._begun or bool(lines)
+        texts = [text for _, text in new]
+        if complete:
+            return texts
+        return [f"warning: what was printed from {before} to {lines[0][0]} UTC came too fast to be shown here", *texts]
+
+
+def _parsed(line: str) -> tuple[_Moment, str] | None:
+    """Split a line such as ``2026-01-01T10:00:00.123456789Z text``; ``None`` where it was cut."""
+    time_text, _, text = line.partition(" ")
+    clock, _, rest = time_text.partition(".")
+    digits = rest.rstrip("Z").partition("+")[0].partition("-")[0]
+    zone = rest[len(digits) :] if rest else ""
+    try:
+        whole = datetime.fromisoformat(f"{clock.replace('Z', '')}{(zone or 'Z').replace('Z', '+00:00')}")
+        return _Moment(int(whole.timestamp()), int((digits or "0").ljust(9, "0"))), text
+    except ValueError:
+        return None

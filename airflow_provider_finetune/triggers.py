@@ -1,0 +1,167 @@
+"""``TrainingTrigger``: waits for one training in the triggerer, or inside ``dag.test()``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_finetune.contract.outcome import Outcome
+from airflow_provider_finetune.exceptions import TrainingFailed
+
+if TYPE_CHECKING:
+    from airflow_provider_finetune.cluster.follow import Following
+
+_ASK_SECONDS = 20.0
+"""The first question of a triggerer takes Airflow some seconds of CPU; it gives ``on_kill`` 30 s in all."""
+
+_PODS_SECONDS = 5.0
+
+
+class TrainingTrigger(BaseTrigger):
+    """Follows one training to its end and fires one event.
+
+    The event's payload: ``outcome`` (the small form of :class:`Outcome`, also of a failure), ``workload`` (which one
+    was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, where a job that is complete has left
+    no word, ``recover``.
+
+    :param workload: fields of :class:`~airflow_provider_finetune.cluster.hook.Workload`.
+    :param clocks: seconds of ``queue_timeout``, ``startup_timeout`` and ``training_timeout``, ``None`` without a limit.
+    :param progress_interval: seconds between two looks into the training's log.
+    :param fail_fast: end a start at once that only the DAG author can mend.
+    :param nodes: how many pods train together.
+    :param identity: value of the job's identity label, by which an older job is found after a restart.
+    :param whole: value of the label for all that was asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        workload: Mapping[str, str],
+        clocks: Mapping[str, float | None],
+        progress_interval: float = 30.0,
+        fail_fast: bool = True,
+        nodes: int = 1,
+        identity: str = "",
+        whole: str = "",
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.workload = dict(workload)
+        self.clocks = dict(clocks)
+        self.progress_interval = progress_interval
+        self.fail_fast = fail_fast
+        self.nodes = nodes
+        self.identity = identity
+        self.whole = whole
+        self._following: Following | None = None
+        self._fired = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments, which are JSON values and hold no credentials."""
+        names = ("workload", "clocks", "progress_interval", "fail_fast", "nodes", "identity", "whole")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Follow the training and yield one event; a failure is an event too."""
+        # The import takes a second or two, in which a triggerer's event loop must not stand still.
+        follow = await asyncio.to_thread(_follow_module)
+        terms = follow.Terms(
+            limits=self.clocks,
+            progress_interval=self.progress_interval,
+            fail_fast=self.fail_fast,
+            nodes=self.nodes,
+        )
+        self._following = follow.Following(
+            follow.Workload(**self.workload), terms, self.log, identity=(self.identity, self.whole)
+        )
+        try:
+            payload = await self._following.result()
+        except TrainingFailed as error:
+            outcome = Outcome(status="failed", failure=error.failure)
+            payload = {
+                "outcome": json.loads(outcome.to_small_json()),
+                "workload": self._current(),
+                "phases": {},
+                "runs_once": False,
+            }
+        self._fired = True
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's
+
+    async def on_kill(self) -> None:
+        """Delete the job, where a user has marked the task or cleared it while it was deferred (Airflow 3.3 and later).
+
+        A triggerer that was missed for a while calls this as well, for triggers that another one has taken over.
+        """
+        await _undisturbed(self._delete_unless_deferred())
+
+    async def cleanup(self) -> None:
+        """Before Airflow 3.3 do what ``on_kill`` does since then; this also runs when a triggerer stops."""
+        if not hasattr(BaseTrigger, "on_kill"):
+            await _undisturbed(self._delete_unless_deferred())
+
+    async def _delete_unless_deferred(self) -> None:
+        """Delete the job where the task waits no more; without an answer from Airflow nothing is deleted."""
+        if self._fired:
+            return
+        try:
+            state = await asyncio.wait_for(self._task_state(), _ASK_SECONDS)
+        except Exception as error:
+            self.log.warning("TrainJob %s is left alone: the task's state is not known (%s)", self._name(), repr(error))
+            return
+        if state == "deferred":
+            self.log.info("TrainJob %s is left alone: the task still waits for it", self._name())
+        else:
+            await self._delete()
+
+    async def _task_state(self) -> str | None:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
+
+        ti: Any = self.task_instance
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        # A task that is not in the answer is one whose state is not known.
+        state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if ti.map_index >= 0 else ti.task_id]
+        return None if state is None else str(getattr(state, "value", state))
+
+    async def _delete(self) -> None:
+        from airflow_provider_finetune.cluster.hook import TrainingHook
+
+        workload = self._current()
+        self.log.info("Deleting TrainJob %s, as the task was ended by a user", self._name())
+        try:
+            async with TrainingHook(workload["conn_id"], workload["namespace"]) as hook:
+                await hook.delete_job(workload["name"], workload["uid"])
+                gone = await hook.wait_until_pods_are_gone(workload["name"], _PODS_SECONDS)
+        except TrainingFailed as error:
+            self.log.error("TrainJob %s could not be deleted and may train on. %s", self._name(), error)
+            return
+        if not gone:
+            self.log.warning("TrainJob %s is deleted, and its pods are still ending", self._name())
+
+    def _current(self) -> dict[str, str]:
+        return asdict(self._following.workload) if self._following else self.workload
+
+    def _name(self) -> str:
+        return f"{self._current()['namespace']}/{self._current()['name']}"
+
+
+async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work`` to its end: a triggerer cancels a trigger again with each of its rounds, about a second apart."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
+
+
+def _follow_module() -> Any:
+    from airflow_provider_finetune.cluster import follow
+
+    return follow

@@ -1,0 +1,64 @@
+"""What a trigger does when it is cancelled, against an API server over HTTP.
+
+* the job is deleted where the task waits no more, and stays where it still waits or where nobody knows
+* a triggerer that cancels again and again does not keep it from that
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from airflow_provider_finetune.triggers import TrainingTrigger
+from tests.kubernetes.fake_cluster import NAMESPACE, FakeCluster, train_job
+
+UID = train_job("a")["metadata"]["uid"]
+
+
+class Trigger(TrainingTrigger):
+    """Waits for the job ``a`` of a task in a state that Airflow tells after a while."""
+
+    def __init__(self, state: str | None) -> None:
+        workload = {"kind": "trainjob", "conn_id": "cluster", "namespace": NAMESPACE, "name": "a", "uid": UID}
+        super().__init__(workload=workload, clocks={})
+        self.state = state
+
+    async def _task_state(self) -> str | None:
+        await asyncio.sleep(0.2)
+        if self.state == "unknown":
+            raise RuntimeError("Airflow does not answer")
+        return self.state
+
+
+def is_deleted(monkeypatch: pytest.MonkeyPatch, state: str | None, cancels: int = 0) -> bool:
+    """Whether a trigger that is told to kill deletes the job, though it is cancelled while it does."""
+
+    async def run() -> bool:
+        async with FakeCluster() as cluster:
+            monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", cluster.connection)
+            cluster.put("trainjobs", train_job("a"))
+            killing = asyncio.create_task(Trigger(state).on_kill())
+            for _ in range(cancels):
+                await asyncio.sleep(0.05)
+                killing.cancel()
+            await killing
+            return "a" not in cluster.objects["trainjobs"]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "running", None])
+def test_the_job_of_a_task_that_waits_no_more_is_deleted(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
+    assert is_deleted(monkeypatch, state)
+
+
+@pytest.mark.parametrize("state", ["deferred", "unknown"])
+def test_the_job_of_a_task_that_waits_or_may_wait_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, state: str | None
+) -> None:
+    assert not is_deleted(monkeypatch, state)
+
+
+def test_a_triggerer_that_cancels_again_does_not_keep_the_job_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_deleted(monkeypatch, "failed", cancels=3)
