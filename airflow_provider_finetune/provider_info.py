@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_finetune import __version__
+from airflow_provider_finetune.contract.version import __version__
 
 _INTEGRATION = "Fine-tuning (training-hub)"
 
@@ -39,6 +39,9 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "triggers": [
+            {"integration-name": _INTEGRATION, "python-modules": ["airflow_provider_finetune.triggers"]},
+        ],
         "config": {
             "finetune": {
                 "description": "Where and how FineTuneOperator and LoRAOperator run unless a task says otherwise.",
@@ -53,9 +56,35 @@ def get_provider_info() -> dict[str, Any]:
                         "workers a folder that they share. Unset: ``$AIRFLOW_HOME/finetune``.",
                         example="/var/lib/finetune",
                     ),
+                    "image": _option(
+                        "Image with training-hub for tasks on a cluster that name none. Unset: the runtime's.",
+                        example="registry.example/training-hub:0.11.2",
+                    ),
+                    "pvc_path": _option(
+                        "Root of all files on a cluster for tasks that name no ``pvc_path``.",
+                        example="pvc://training/runs",
+                    ),
+                    "deferrable": _option(
+                        "Whether tasks on a cluster wait in the triggerer, without a worker slot.", default="True"
+                    ),
+                    "deployment_id": _option(
+                        "What tells this Airflow from others that train in the same namespace. Unset: a hash of "
+                        "``[api] base_url``.",
+                        example="production",
+                    ),
+                    "trainer_api": _option(
+                        "Form of the Kubeflow Trainer's API: ``runtimePatches`` (2.3), ``runtimePatches-2.2`` or "
+                        "``podTemplateOverrides`` (2.1). Unset: found out with the first job of each process.",
+                        example="runtimePatches",
+                    ),
                     "local_python": _option(
                         "Python interpreter with training-hub for the local launcher. Unset: the worker's own.",
                         example="/opt/train/bin/python",
+                    ),
+                    "reads_per_second": _option(
+                        "How many reads of logs and events one triggerer asks of an API server per second, for all "
+                        "trainings that it follows together.",
+                        default="20",
                     ),
                 },
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,28 @@ def setting(name: str, section: str = "finetune") -> str | None:
         from airflow.configuration import conf
     value = conf.get(section, name, fallback=None)
     return str(value) if value else None
+
+
+def switched_on(name: str, *, default: bool) -> bool:
+    """Return a switch of the configuration.
+
+    :param name: e.g. ``deferrable``.
+    :param default: what it is where it is not set.
+    :raises ValueError: it is neither true nor false.
+    """
+    said = (setting(name) or str(default)).lower()
+    if said not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
+        raise ValueError(f"[finetune] {name}={said!r} is neither true nor false. Set it to one of them")
+    return said in ("true", "t", "1", "yes")
+
+
+def deployment_id() -> str | None:
+    """Return what tells this Airflow from another one that uses the same namespace of a cluster, where anything does.
+
+    :return: ``[finetune] deployment_id``, else a hash of ``[api] base_url``, else ``None``.
+    """
+    address = setting("base_url", "api")
+    return setting("deployment_id") or (hashlib.sha256(address.encode()).hexdigest()[:16] if address else None)
 
 
 def airflow_home() -> Path:

@@ -16,28 +16,11 @@ from typing import Any
 from airflow_provider_finetune.contract.checking import Problem, check
 from airflow_provider_finetune.contract.parameters import TrainingParameters
 from airflow_provider_finetune.contract.rules import CLUSTER_RULES
+from airflow_provider_finetune.launchers.kubernetes_config import FORMS
+from airflow_provider_finetune.operators.cluster_places import READ, WRITTEN
+from airflow_provider_finetune.operators.cluster_rules import cluster_problems
 
-OUTPUTS = ("output_model", "output_metrics", "output_loss_chart")
-
-KUBERNETES_KEYS = frozenset(
-    {
-        "volumes",
-        "volume_mounts",
-        "env",
-        "env_from",
-        "node_selector",
-        "tolerations",
-        "affinity",
-        "service_account_name",
-        "security_context",
-        "container_security_context",
-        "image_pull_secrets",
-        "priority_class_name",
-        "scheduler_name",
-        "termination_grace_period_seconds",
-    }
-)
-"""Keys of ``kubernetes_config``: those of ``dsl.TaskConfig`` and the further ones of a pod that people need."""
+KUBERNETES_KEYS = frozenset(FORMS)
 
 Broken = tuple[str, str]
 """What a value breaks, and what to do about it."""
@@ -98,13 +81,26 @@ def problems_of(
         broken = rule(value) if is_known(value) else None
         if broken:
             problems.append(Problem(name, _shown(name, value), *broken))
+    problems += _elsewhere_problems(documented)
     if launcher == "local":
         problems += _local_problems(documented)
+    elif launcher in ("trainjob", "pod"):
+        known = [{name: it for name, it in group.items() if is_known(it)} for group in (documented, arguments)]
+        problems += cluster_problems(known[0], values, known[1])
     return values, problems
 
 
+def _elsewhere_problems(documented: Mapping[str, Any]) -> list[Problem]:
+    rule = "what stands between file:// and the next slash is another machine's name, and no part of the path"
+    cure = "Write three slashes before an absolute path: file:///data/train.jsonl"
+    return [
+        Problem(name, documented[name], rule, cure)
+        for name in (*READ, *WRITTEN)
+        if is_known(documented[name]) and _FILE_ELSEWHERE.match(str(documented[name]))
+    ]
+
+
 def _local_problems(documented: Mapping[str, Any]) -> list[Problem]:
-    places = ("pvc_path", "dataset", "training_base_model", "training_data_output_dir", *OUTPUTS)
     problems = [
         Problem(
             name,
@@ -112,18 +108,8 @@ def _local_problems(documented: Mapping[str, Any]) -> list[Problem]:
             "launcher='local' trains on this machine, which mounts no claim",
             "Name a directory of this machine, as a path or as file:///absolute/path",
         )
-        for name in places
+        for name in (*READ, *WRITTEN)
         if str(documented[name]).startswith("pvc://")
-    ]
-    problems += [
-        Problem(
-            name,
-            documented[name],
-            "what stands between file:// and the next slash is another machine's name, and no part of the path",
-            "Write three slashes before an absolute path: file:///data/train.jsonl",
-        )
-        for name in places
-        if is_known(documented[name]) and _FILE_ELSEWHERE.match(str(documented[name]))
     ]
     root = documented["pvc_path"]
     if isinstance(root, str) and _SCHEME.match(root) and not root.startswith(("pvc://", "file://")):
@@ -226,11 +212,11 @@ def _kubernetes_config(value: Any) -> Broken | None:
 def _secrets_rule(launcher: Any) -> Callable[[Any], Broken | None]:
     local = launcher == "local"
     form, of = ("conn:<connection id>", "launcher='local'") if local else ("<secret name>/<key>", "a cluster")
-    pattern = re.compile(r"^conn:.+$" if local else r"^[^/:]+/[^/]+$")
+    pattern = re.compile(r"conn:.+" if local else r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[-._A-Za-z0-9]+")
 
     def rule(value: Any) -> Broken | None:
         fits = isinstance(value, Mapping) and all(
-            isinstance(name, str) and isinstance(source, str) and pattern.match(source)
+            isinstance(name, str) and isinstance(source, str) and pattern.fullmatch(source)
             for name, source in value.items()
         )
         if value is None or fits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,18 +13,19 @@ from airflow.sdk import Asset, BaseOperator
 from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.contract.parameters import TrainingParameters
-from airflow_provider_finetune.contract.rules import credential_names
 from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters, training_error
-from airflow_provider_finetune.operators.arguments import none_if_empty, problems_of, seconds
+from airflow_provider_finetune.operators.arguments import problems_of
 from airflow_provider_finetune.operators.assets import assets_without_scheme, plain
-from airflow_provider_finetune.operators.connections import mask, resolve_secrets
-from airflow_provider_finetune.operators.request import local_directory, local_spec, work_directory
-from airflow_provider_finetune.settings import airflow_home, executor_is_elsewhere, setting
+from airflow_provider_finetune.operators.cluster_places import CONFIGURED_ROOT
+from airflow_provider_finetune.operators.request import CONFIGURED_IMAGE
+from airflow_provider_finetune.operators.task import TrainingTask, task_instance
+from airflow_provider_finetune.settings import setting, switched_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_finetune.operators.local_training import LocalTraining
+    from airflow_provider_finetune.operators.cluster_run import ClusterRun
+    from airflow_provider_finetune.operators.local_run import LocalRun
 
 _ARGUMENTS = (
     "kubernetes_conn_id",
@@ -51,15 +53,6 @@ _ARGUMENTS = (
     "deferrable",
 )
 
-_WITHOUT_EFFECT_LOCALLY = (
-    "resource_cpu_per_worker",
-    "resource_memory_per_worker",
-    "resource_num_procs_per_worker",
-    "resource_num_workers",
-    "metadata_labels",
-    "metadata_annotations",
-)
-
 
 class TrainingOperator(BaseOperator):
     """Train one model; the base of :class:`FineTuneOperator` and :class:`LoRAOperator`.
@@ -71,7 +64,7 @@ class TrainingOperator(BaseOperator):
     :param documented: the documented inputs by name, from a subclass; each becomes an attribute.
     :param launcher: what runs the training: ``"trainjob"`` (Kubeflow Trainer), ``"pod"`` (one GPU pod) or ``"local"``
         (a process on the worker's machine). ``None`` is ``[finetune] launcher``, else ``"trainjob"``. This version
-        runs ``"local"`` only.
+        does not run ``"pod"`` yet.
     :param kubernetes_conn_id: connection of the cncf.kubernetes provider (templated).
     :param namespace: namespace of the job. ``None`` is the connection's, else the worker pod's own (templated).
     :param image: image with training-hub. ``None`` is ``[finetune] image``, else the runtime's; ``launcher="pod"``
@@ -125,7 +118,7 @@ class TrainingOperator(BaseOperator):
         "extra_args",
     )
 
-    _training: LocalTraining | None = None
+    _run: LocalRun | ClusterRun | None = None
 
     def __init__(
         self,
@@ -207,14 +200,51 @@ class TrainingOperator(BaseOperator):
         :raises TrainingFailed: there is no model; retried unless only the DAG author can mend it.
         """
         values = self._check()
-        self._check_launcher()
         self._check_outlet()
-        return self._finish(self._run_locally(values, context), context)
+        task = self._resolved(values, context)
+        if task.arguments["launcher"] == "pod":
+            rule, cure = "this version of the provider starts no bare pods", "Use 'trainjob', or 'local'"
+            raise InvalidParameters(self.task_id, [Problem("launcher", "pod", rule, cure)])
+        if task.arguments["launcher"] == "local":
+            from airflow_provider_finetune.operators.local_run import LocalRun
+
+            self._run = here = LocalRun(task, self.log, self.executor)
+            return self._finish(here.run(), context)
+        from airflow_provider_finetune.operators.cluster_run import ClusterRun
+
+        self._run = run = ClusterRun(task, self.log)
+        run.submit()
+        return self._wait(run, context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on where the trigger has seen the end of the workload, and return what :meth:`execute` returns.
+
+        :param context: Airflow's.
+        :param event: payload of :class:`~airflow_provider_finetune.triggers.TrainingTrigger`'s event.
+        :raises TrainingFailed: there is no model; retried unless only the DAG author can mend it.
+        """
+        from airflow_provider_finetune.operators.cluster_run import ClusterRun
+
+        run = ClusterRun(self._resolved(self._check(), context), self.log, event["workload"])
+        if event.get("recover") and not run.is_recovery:
+            self.log.warning("The training is complete and has left no word, so its outcome is looked for")
+            run.settle(succeeded=False, runs_once=False)
+            self._run = run
+            run.submit(recover=True)
+            return self._wait(run, context)
+        outcome = Outcome.from_json(json.dumps(event["outcome"]))
+        try:
+            result = self._finish(outcome, context, event["workload"])
+        except FineTuneError:
+            run.settle(succeeded=False, runs_once=event["runs_once"])
+            raise
+        run.settle(succeeded=True, runs_once=event["runs_once"])
+        return result
 
     def on_kill(self) -> None:
-        """End the runner: it is asked to, and killed with all it started where that takes too long."""
-        if self._training is not None:
-            self._training.terminate()
+        """End the training: a process of this machine with all it started, a workload with its pods."""
+        if self._run is not None:
+            self._run.end()
 
     def _check(self, problems: Sequence[Problem] = ()) -> dict[str, Any]:
         values, found = problems_of(self.record, self._inputs(), self._arguments())
@@ -226,15 +256,12 @@ class TrainingOperator(BaseOperator):
         return {name: getattr(self, name) for name in self._documented}
 
     def _arguments(self) -> dict[str, Any]:
-        launcher = self.launcher or setting("launcher") or "trainjob"
-        return {"launcher": launcher, **{name: getattr(self, name) for name in _ARGUMENTS}}
-
-    def _check_launcher(self) -> None:
-        launcher = self._arguments()["launcher"]
-        if launcher != "local":
-            rule = "this version of the provider trains on the worker's own machine only"
-            cure = "Set launcher='local', or launcher = local under [finetune] in the configuration"
-            raise InvalidParameters(self.task_id, [Problem("launcher", launcher, rule, cure)])
+        return {
+            "launcher": self.launcher or setting("launcher") or "trainjob",
+            CONFIGURED_ROOT: setting("pvc_path"),
+            CONFIGURED_IMAGE: setting("image"),
+            **{name: getattr(self, name) for name in _ARGUMENTS},
+        }
 
     def _check_outlet(self) -> None:
         """Refuse an Asset that the scheduler does not know as an outlet: it would drop the event in silence."""
@@ -244,73 +271,34 @@ class TrainingOperator(BaseOperator):
             cure = "Name it in outlets=[...] of .partial() as well"
             raise InvalidParameters(self.task_id, [Problem("output_model", asset.uri, rule, cure)])
 
-    def _run_locally(self, values: Mapping[str, Any], context: Context) -> Outcome:
-        from airflow_provider_finetune.operators.local_training import LocalTraining
-
-        ti, inputs, arguments = context["ti"], self._inputs(), self._arguments()
-        map_index = -1 if ti.map_index is None else ti.map_index
-        identity = [ti.dag_id, ti.run_id, ti.task_id, *([str(map_index)] if map_index >= 0 else [])]
-        spec = local_spec(
-            self.algorithm(values),
-            inputs,
-            values,
-            arguments,
-            work_dir=work_directory(self._local_root(inputs), *identity),
-            map_index=map_index,
+    def _resolved(self, values: dict[str, Any], context: Context) -> TrainingTask:
+        return TrainingTask(
+            instance=task_instance(context["ti"]),
+            algorithm=self.algorithm(values),
+            record=self.record,
+            documented=self._inputs(),
+            values=values,
+            arguments=self._arguments(),
         )
-        self._say_what_is_different_here(values, inputs)
-        self._training = LocalTraining(
-            spec,
-            python=none_if_empty(self.local_python) or setting("local_python"),
-            training_envs=values["envs"],
-            secrets=resolve_secrets(self.task_id, self.secrets or {}),
-            log=self.log.log,
-        )
-        self.log.info("Training in %s; this task holds its worker slot until it ends", spec.work_dir)
-        return self._training.run(seconds(self.training_timeout))
 
-    def _local_root(self, inputs: Mapping[str, Any]) -> Path:
-        root = none_if_empty(inputs["pvc_path"]) or setting("work_dir")
-        if root:
-            return local_directory(root)
-        if executor_is_elsewhere(self.executor):
-            self.log.warning(
-                "The executor may run the next task on another machine, which does not see the model below "
-                "$AIRFLOW_HOME of this one. Set pvc_path or [finetune] work_dir to a directory that all workers share"
-            )
-        return airflow_home() / "finetune"
+    def _wait(self, run: ClusterRun, context: Context) -> dict[str, Any]:
+        """Defer until the workload has ended, or wait for it here."""
+        if switched_on("deferrable", default=True) if self.deferrable is None else self.deferrable:
+            self.defer(trigger=run.trigger(), method_name="execute_complete")
+        self.log.info("This task holds its worker slot until the training ends (deferrable=False)")
+        return self.execute_complete(context, run.wait())
 
-    def _say_what_is_different_here(self, values: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-        defaults = self.record()
-        idle = [f"training_{name}" for name in _WITHOUT_EFFECT_LOCALLY if values[name] != getattr(defaults, name)]
-        idle += ["training_resource_gpu_per_worker"] if values["resource_gpu_per_worker"] > 1 else []
-        idle += [name for name, given in (("kubernetes_config", inputs["kubernetes_config"]),) if given]
-        idle += ["deferrable"] if self.deferrable else []
-        if idle:
-            self.log.info(
-                "Without effect with launcher='local', which takes what this machine has: %s", ", ".join(idle)
-            )
-        literals = credential_names(values["envs"])
-        if literals:
-            mask(*(values["envs"][name] for name in literals))
-            self.log.warning(
-                "training_envs holds %s (***) as readable text, which the DAG's source and the rendered template show. "
-                "Use secrets={%r: 'conn:<connection id>'}",
-                ", ".join(literals),
-                literals[0],
-            )
-
-    def _finish(self, outcome: Outcome, context: Context) -> dict[str, Any]:
+    def _finish(self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Deliver a model to XCom and to the asset, or raise why there is none."""
         if outcome.status != "succeeded" or outcome.model_uri is None:
-            raise self._error(outcome)
+            raise self._error(outcome, workload)
         result = {
             "model_uri": outcome.model_uri,
             "model_path": outcome.model_path,
             "metrics": outcome.metrics,
             "loss_curve": outcome.loss_curve,
             "loss_chart": outcome.loss_chart,
-            "job": {"launcher": self._arguments()["launcher"], "work_dir": outcome.work_dir},
+            "job": {"launcher": self._arguments()["launcher"], "work_dir": outcome.work_dir, **_job(workload)},
         }
         for key in ("model_uri", "metrics", "loss_chart"):
             context["ti"].xcom_push(key=key, value=result[key])
@@ -319,7 +307,7 @@ class TrainingOperator(BaseOperator):
             context["outlet_events"][self._model_asset].extra = extra
         return result
 
-    def _error(self, outcome: Outcome) -> FineTuneError:
+    def _error(self, outcome: Outcome, workload: Mapping[str, str] | None) -> FineTuneError:
         failure = outcome.failure or Failure(
             failure_class="infrastructure",
             cause="no_model",
@@ -327,4 +315,12 @@ class TrainingOperator(BaseOperator):
             cure="Look at its last lines in this log.",
         )
         log = Path(outcome.work_dir or "", "train.log")
-        return training_error(failure, str(log if log.exists() else log.parent))
+        if workload is None:
+            return training_error(failure, str(log if log.exists() else log.parent))
+        job = f"TrainJob {workload['name']} in namespace {workload['namespace']}"
+        return training_error(failure, f"{log} on its volume, and {job}" if outcome.work_dir else job)
+
+
+def _job(workload: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what tells people and programs which workload it was."""
+    return {name: workload[name] for name in ("namespace", "name", "uid")} if workload else {}

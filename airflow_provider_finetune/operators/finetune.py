@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class FineTuneOperator(TrainingOperator):
     """Fine-tune all of a language model with OSFT, which keeps what the model knows, or with SFT.
 
-    This version checks its arguments and cannot train yet: its runner knows LoRA only and ends with an error.
+    This version trains SFT, on a CPU and in float32. OSFT, the default, and GPUs end with an error that says so.
 
     Takes the inputs of the pipelines component ``finetuning`` by name and default. Numbers and switches may be
     templates or upstream results: the text that comes out is read as what the parameter is. Where and how to run
@@ -41,8 +41,8 @@ class FineTuneOperator(TrainingOperator):
 
     :param pvc_path: root of all files of the run: a directory, or ``pvc://<claim>/<path>`` on a cluster. A task
         instance works in ``<pvc_path>/<dag>/<run>/<task>``, a mapped one in its map index below that. ``None``: locally
-        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``, else
-        ``output_model`` must be a remote URI (templated).
+        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``,
+        without which it is an error, as what a pod writes to its own disk is lost with it (templated).
     :param output_model: where to publish the model: a directory, URI or Asset. An Asset gets an event with URI and
         metrics, and must stand in ``outlets`` of a ``.partial()`` as well. Mapped instances publish in their map index
         below it. ``None``: it stays in the work directory (templated).
@@ -76,7 +76,8 @@ class FineTuneOperator(TrainingOperator):
     :param training_num_epochs: passes over the data, at least 1. ``None``: 1 for OSFT and SFT, 3 for LoRA (templated).
     :param training_data_output_dir: directory for the tokenised data. ``None``: in the work directory (templated).
     :param training_envs: environment variables of the training, as ``KEY=VAL,KEY=VAL`` or a dict (for values with a
-        comma); they win over those that the provider sets. Not for credentials: see ``secrets`` (templated).
+        comma); they win over those that the provider sets, and ``$(NAME)`` in them stays as it is. Not for credentials:
+        see ``secrets`` (templated).
     :param training_resource_cpu_per_worker: CPU cores of a worker, as a Kubernetes quantity such as ``"8"`` or
         ``"500m"``. Locally: no effect (templated).
     :param training_resource_gpu_per_worker: number of GPUs of a worker; 0 trains on the CPU. Locally: 0 does
@@ -85,7 +86,8 @@ class FineTuneOperator(TrainingOperator):
         Locally: no effect (templated).
     :param training_resource_num_procs_per_worker: training processes of a worker: ``"auto"`` for one a GPU, or a number
         up to that of its GPUs. Locally: no effect (templated).
-    :param training_resource_num_workers: number of workers (pods). Locally: no effect (templated).
+    :param training_resource_num_workers: number of workers (pods). Several need a ``ReadWriteMany`` claim, and are an
+        error with LoRA, which has not been seen on several yet. Locally: no effect (templated).
     :param training_metadata_labels: labels of the pods, as ``key=value,key=value`` or a dict. Locally: no effect
         (templated).
     :param training_metadata_annotations: annotations of the pods, as ``key=value,key=value`` or a dict. Locally: no
@@ -98,7 +100,8 @@ class FineTuneOperator(TrainingOperator):
         mini-trainer's choice for the model's architecture. SFT: no effect (templated).
     :param training_seed: random seed. ``None``: 42 for OSFT and SFT, 3407 for LoRA. LoRA on a GPU: it decides the first
         weights of the adapter, not the order of the data (templated).
-    :param training_use_liger: use Liger kernels, which save GPU memory. ``None``: no. LoRA: no effect (templated).
+    :param training_use_liger: use Liger kernels, which save GPU memory. ``None``: no. LoRA, or on a CPU: no
+        effect (templated).
     :param training_use_processed_dataset: the data is tokenised already, in rows of ``input_ids`` and ``labels``.
         ``None``: no. SFT: true is an error, as it tokenises its data itself (templated).
     :param training_unmask_messages: train on the prompts as well, not on what the assistant says only. ``None``: no
@@ -115,14 +118,15 @@ class FineTuneOperator(TrainingOperator):
     :param training_accelerate_full_state_at_epoch: save the optimizer's state of SFT with the checkpoint of each epoch,
         which takes several times the model's disk space. ``None``: no. OSFT: no effect (templated).
     :param training_fsdp_sharding_strategy: how FSDP spreads the model of SFT over the GPUs: ``"FULL_SHARD"``,
-        ``"SHARD_GRAD_OP"``, ``"HYBRID_SHARD"`` or ``"NO_SHARD"``. ``None``: HYBRID_SHARD. OSFT: any is an error
-        (templated).
+        ``"SHARD_GRAD_OP"``, ``"HYBRID_SHARD"`` or ``"NO_SHARD"``. ``None``: HYBRID_SHARD. On a CPU: no effect.
+        OSFT: any is an error (templated).
     :param kubernetes_config: what else the pods need, as a dict with the keys of ``dsl.TaskConfig`` (``volumes``,
         ``volume_mounts``, ``env``, ``node_selector``, ``tolerations``, ``affinity``) and ``env_from``,
         ``service_account_name``, ``security_context``, ``container_security_context``, ``image_pull_secrets``,
         ``priority_class_name``, ``scheduler_name``, ``termination_grace_period_seconds``; values as Kubernetes JSON or
-        models of ``kubernetes.client``, in which nothing is rendered. Another key is an error. ``None``: nothing.
-        Locally: no effect (templated).
+        models of ``kubernetes.client``, in which nothing is rendered. Another key is an error, and so is what
+        no TrainJob can carry (``env_from``, ``priority_class_name``, ``scheduler_name``): the runtime has it.
+        ``None``: nothing. Locally: no effect (templated).
     """
 
     record: ClassVar[type[TrainingParameters]] = FineTuneParameters

@@ -1,8 +1,9 @@
-"""From checked arguments to a ``TrainingSpec``, and where on this machine it works. Pure functions, without Airflow."""
+"""From checked arguments to what runs: a ``TrainingSpec``, and on a cluster a ``JobRequest``. Pure, without Airflow."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,24 @@ from urllib.parse import unquote
 
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.launchers.identity import (
+    TaskInstance,
+    identity_annotations,
+    identity_labels,
+    job_name,
+)
+from airflow_provider_finetune.launchers.places import Places
+from airflow_provider_finetune.launchers.trainjob import JobRequest
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
+from airflow_provider_finetune.operators.cluster_places import OUTPUTS, given, places_of, root_of
+from airflow_provider_finetune.operators.cluster_rules import plain_config
+
+CONFIGURED_IMAGE = "configured_image"
+"""Name of the setting ``[finetune] image`` among the arguments."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME = 100
+_FOR_OUR_OWN_CLOCKS = 120
 
 
 def local_spec(
@@ -40,19 +55,132 @@ def local_spec(
         base_model=values["base_model"],
         dataset=documented["dataset"],
         work_dir=str(work_dir),
-        parameters={name: value for name, value in values.items() if name not in OPERATOR_ONLY},
-        extra_args=dict(arguments["extra_args"] or {}),
         output_model=output(documented["output_model"], map_index),
         output_metrics=output(documented["output_metrics"], map_index),
         output_loss_chart=output(documented["output_loss_chart"], map_index),
-        resume=arguments["resume"],
-        keep=arguments["keep"],
-        max_dropped=arguments["max_dropped"],
-        show_samples=arguments["show_samples"],
-        progress_interval=seconds(arguments["progress_interval"]) or 0,
         # Nobody who asks for no GPU wants one taken, also where the machine has some.
         device="cpu" if values["resource_gpu_per_worker"] == 0 else "auto",
+        **_alike_everywhere(values, arguments),
     )
+
+
+def cluster_spec(
+    algorithm: str,
+    documented: Mapping[str, Any],
+    values: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    places: Places,
+    task: TaskInstance,
+) -> TrainingSpec:
+    """Return the spec of a training in pods, which takes the devices that it was given.
+
+    :param algorithm: training-hub's name.
+    :param documented: the rendered documented inputs by name.
+    :param values: the checked values of the record.
+    :param arguments: the other checked arguments by name.
+    :param places: of these inputs.
+    :param task: the try that trains.
+    """
+    published: dict[str, Any] = {name: output(_path(documented, places, name), task.map_index) for name in OUTPUTS}
+    spec = _alike_everywhere(values, arguments)
+    if values.get("data_output_dir"):
+        spec["parameters"]["data_output_dir"] = places.path(values["data_output_dir"])
+    gpus, processes = values["resource_gpu_per_worker"], values["resource_num_procs_per_worker"]
+    return TrainingSpec(
+        algorithm=algorithm,
+        base_model=places.path(values["base_model"]),
+        dataset=places.path(documented["dataset"]),
+        work_dir=str(work_directory(_root(documented, arguments, places), *task.path)),
+        processes_per_node=max(gpus, 1) if processes == "auto" else int(processes),
+        nodes=values["resource_num_workers"],
+        device="cuda" if gpus else "cpu",
+        mounts=places.mounts,
+        **published,
+        **spec,
+    )
+
+
+def cluster_request(
+    algorithm: str,
+    documented: Mapping[str, Any],
+    values: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    task: TaskInstance,
+    namespace: str,
+    deployment: str,
+) -> JobRequest:
+    """Return what a training on a cluster is rendered from.
+
+    :param algorithm: training-hub's name.
+    :param documented: the rendered documented inputs by name.
+    :param values: the checked values of the record.
+    :param arguments: the other checked arguments by name, with the settings :data:`CONFIGURED_ROOT` and
+        :data:`CONFIGURED_IMAGE`.
+    :param task: the try that trains.
+    :param namespace: of the workload.
+    :param deployment: what tells this Airflow from another one that uses the same namespace.
+    """
+    config = plain_config(documented["kubernetes_config"], arguments["launcher"])
+    places = places_of(documented, arguments, config)
+    return JobRequest(
+        spec=cluster_spec(algorithm, documented, values, arguments, places=places, task=task),
+        name=job_name(task.dag_id, task.task_id, task.ti_id),
+        namespace=namespace,
+        runtime=arguments["runtime"],
+        runtime_kind=arguments["runtime_kind"],
+        image=none_if_empty(arguments["image"]) or arguments.get(CONFIGURED_IMAGE),
+        runner=arguments["runner"],
+        labels=identity_labels(task, deployment=deployment, namespace=namespace),
+        annotations=identity_annotations(task),
+        user_labels=values["metadata_labels"],
+        user_annotations=values["metadata_annotations"],
+        envs=values["envs"],
+        secrets=dict(arguments["secrets"] or {}),
+        # Below the root that tasks share, so that a base model is downloaded once.
+        hub_cache=str(_root(documented, arguments, places) / ".cache/huggingface/hub"),
+        cpu=values["resource_cpu_per_worker"],
+        memory=values["resource_memory_per_worker"],
+        gpus=values["resource_gpu_per_worker"],
+        gpu_resource=arguments["gpu_resource"],
+        queue_name=none_if_empty(arguments["queue_name"]),
+        kubernetes_config=config,
+        claims={"volumes": places.volumes, "volume_mounts": places.volume_mounts},
+        deadline=_deadline(arguments),
+    )
+
+
+def _alike_everywhere(values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "parameters": {name: value for name, value in values.items() if name not in OPERATOR_ONLY},
+        "extra_args": dict(arguments["extra_args"] or {}),
+        "resume": arguments["resume"],
+        "keep": arguments["keep"],
+        "max_dropped": arguments["max_dropped"],
+        "show_samples": arguments["show_samples"],
+        "progress_interval": seconds(arguments["progress_interval"]) or 0,
+    }
+
+
+def _path(documented: Mapping[str, Any], places: Places, name: str) -> str | None:
+    place = given(documented, name)
+    return None if place is None else places.path(place)
+
+
+def _root(documented: Mapping[str, Any], arguments: Mapping[str, Any], places: Places) -> Path:
+    root = root_of(documented, arguments)
+    if root is None:
+        raise ValueError("pvc_path: checked arguments have a root")
+    return Path(places.path(root))
+
+
+def _deadline(arguments: Mapping[str, Any]) -> int | None:
+    """Return the latest end that the trigger's own clocks allow, and some time for them to end it first."""
+    startup, training = seconds(arguments["startup_timeout"]), seconds(arguments["training_timeout"])
+    if startup is None or training is None:
+        return None
+    return math.ceil(startup + training + _FOR_OUR_OWN_CLOCKS)
 
 
 def output(target: str | None, map_index: int) -> str | None:

@@ -42,6 +42,10 @@ import pytest
             "each process needs a GPU of its own, and training_resource_gpu_per_worker=1",
         ),
         ('launcher="pod", training_envs="HF_TOKEN=hf_abc"', "HF_TOKEN would stand readable in the job object"),
+        ('launcher="trainjob", pvc_path=None', "pvc_path=None: nothing that a pod writes to its own disk is there"),
+        ('launcher="trainjob"', "no volume that outlives the pod is mounted there"),
+        ('launcher="trainjob", kubernetes_config={"scheduler_name": "volcano"}', "no TrainJob can carry it"),
+        ('launcher="trainjob", training_resource_num_workers=2', "Use one worker with more GPUs"),
     ],
 )
 def test_a_wrong_value_is_an_import_error_that_names_value_rule_and_cure(parse, arguments, sentence):
@@ -78,12 +82,11 @@ def test_a_wrong_value_in_partial_fails_the_task_without_a_retry(run, value):
     assert "it must be a whole number" in result.log
 
 
-@pytest.mark.parametrize("launcher", ["trainjob", "pod", None])
-def test_a_launcher_that_is_not_there_yet_says_so_and_names_the_one_that_is(run, launcher):
-    result = run(f'LoRAOperator(task_id="train", retries=2, launcher={launcher!r}, dataset="org/data")')
+def test_a_launcher_that_is_not_there_yet_says_so_and_names_those_that_are(run):
+    result = run('LoRAOperator(task_id="train", retries=2, launcher="pod", dataset="/x", pvc_path="pvc://a/b")')
     assert (result.state, result.tasks["train"].try_number) == ("failed", 1)
-    assert "this version of the provider trains on the worker's own machine only" in result.log
-    assert "Set launcher='local'" in result.log
+    assert "this version of the provider starts no bare pods" in result.log
+    assert "Use 'trainjob', or 'local'" in result.log
 
 
 def test_a_place_that_only_a_template_knows_is_checked_after_rendering(run):

@@ -73,7 +73,8 @@ def test_every_module_named_can_be_imported():
 
 def test_every_setting_is_described_and_says_since_when():
     options = get_provider_info()["config"]["finetune"]["options"]
-    assert {"launcher", "work_dir", "local_python"} == set(options)
+    of_a_cluster = {"image", "pvc_path", "deferrable", "deployment_id", "trainer_api", "reads_per_second"}
+    assert {"launcher", "work_dir", "local_python", *of_a_cluster} == set(options)
     assert all(option["description"] and option["version_added"] for option in options.values())
 
 

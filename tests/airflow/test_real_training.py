@@ -1,6 +1,7 @@
 """One real training from a DAG: Airflow's task, the real runner, training-hub, a tiny model.
 
 * data-prep hands its path on by XCom, LoRA trains, the next task gets the model
+* SFT leaves a full model where LoRA leaves an adapter
 * what the user must change is not retried, and the last lines of the red task say what it is
 """
 
@@ -23,7 +24,7 @@ def tiny_model(train_python, tmp_path_factory):
     return directory
 
 
-def dag_body(model, train_python, tmp_path, **arguments):
+def dag_body(model, train_python, tmp_path, operator="LoRAOperator", weights="adapter_model", **arguments):
     given = {
         "launcher": "local",
         "local_python": str(train_python),
@@ -49,10 +50,10 @@ def dag_body(model, train_python, tmp_path, **arguments):
 
     @task
     def use(model):
-        assert (Path(model["model_path"]) / "adapter_model.safetensors").is_file()
+        assert (Path(model["model_path"]) / "{weights}.safetensors").is_file()
         return model["metrics"]["steps"]
 
-    use(LoRAOperator(task_id="train", dataset=prep(), retries=2, output_model=Asset("file://{tmp_path}/model"),
+    use({operator}(task_id="train", dataset=prep(), retries=2, output_model=Asset("file://{tmp_path}/model"),
                      **{given!r}).output)
     """
 
@@ -66,6 +67,16 @@ def test_a_dag_prepares_data_trains_and_hands_the_model_on(run, xcom, tiny_model
     assert Path(trained["loss_chart"].removeprefix("file://")).read_text().startswith("<!DOCTYPE html>")
     assert trained["loss_curve"][-1][0] == 4
     assert "step 4/4 (100 %)" in result.log
+
+
+def test_sft_hands_a_full_model_on(run, xcom, tiny_model, train_python, tmp_path):
+    body = dag_body(tiny_model, train_python, tmp_path, "FineTuneOperator", "model", training_algorithm="SFT")
+    result = run(body)
+    assert result.state == "success", result.log
+    trained = xcom(result.tasks["train"])
+    assert trained["model_uri"] == f"file://{tmp_path}/model"
+    assert (trained["loss_curve"][-1][0], xcom(result.tasks["use"])) == (4, 4)
+    assert "training starts on the CPU (SFT by TRL, float32)" in result.log
 
 
 def test_a_users_mistake_is_said_in_the_last_lines_and_not_retried(run, tiny_model, train_python, tmp_path):

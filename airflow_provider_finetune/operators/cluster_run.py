@@ -1,0 +1,211 @@
+"""One try of a task on a cluster: its workload, how it comes to be, and what becomes of it when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
+from airflow_provider_finetune.contract.checking import Problem
+from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.exceptions import InvalidParameters, training_error
+from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
+from airflow_provider_finetune.launchers.container import runner_config_map
+from airflow_provider_finetune.launchers.identity import job_name
+from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, TASK, JobState, job_state
+from airflow_provider_finetune.launchers.refusal import CannotRender
+from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
+from airflow_provider_finetune.launchers.trainjob import JobRequest, render
+from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
+from airflow_provider_finetune.operators.request import cluster_request
+from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
+from airflow_provider_finetune.settings import deployment_id
+from airflow_provider_finetune.triggers import TrainingTrigger
+
+_PODS_END_SECONDS = 300.0
+"""How long a new training waits for the pods of one that it replaces; then the task fails and may be tried again."""
+
+
+class ClusterRun:
+    """The workload of one try, from the task's side. Each call opens the connection for itself.
+
+    :param task: what to train.
+    :param log: the task's.
+    :param workload: fields of one that there is already.
+    """
+
+    def __init__(self, task: TrainingTask, log: TaskLog, workload: Mapping[str, str] | None = None) -> None:
+        self.workload = Workload(**workload) if workload else None
+        self._task, self._log = task, log
+        self._request: JobRequest | None = None
+
+    def submit(self, *, recover: bool = False) -> None:
+        """Find or make the workload: one that an earlier try has left, else a new one.
+
+        :param recover: look for the outcome of a training that has ended without a word, and train only without one.
+        :raises InvalidParameters: no TrainJob of this cluster can carry what was asked for.
+        :raises TrainingFailed: the cluster refuses it, or does not answer.
+        """
+        if deployment_id() is None:
+            self._log.info(
+                "Neither [finetune] deployment_id nor [api] base_url is set: no other Airflow without them may train "
+                "in the same namespace, as each would take the other's jobs for its own"
+            )
+        try:
+            self._use(lambda hook: self._submit(hook, recover=recover))
+        except CannotRender as error:
+            problem = Problem(error.parameter, "***", error.rule, error.cure)
+            raise InvalidParameters(self._task.instance.task_id, [problem]) from error
+
+    @property
+    def is_recovery(self) -> bool:
+        """Whether the workload is the one that looks for a lost outcome."""
+        assert self.workload is not None
+        return self.workload.name == self._name(recover=True)
+
+    def trigger(self) -> TrainingTrigger:
+        """Return what waits for the workload."""
+        assert self.workload is not None
+        assert self._request is not None
+        arguments = self._task.arguments
+        clocks = ("queue_timeout", "startup_timeout", "training_timeout")
+        return TrainingTrigger(
+            workload=asdict(self.workload),
+            clocks={name: seconds(arguments[name]) for name in clocks},
+            progress_interval=seconds(arguments["progress_interval"]) or 30,
+            fail_fast=arguments["fail_fast"],
+            nodes=self._request.spec.nodes,
+            identity=self._request.labels[IDENTITY],
+            whole=self._request.whole,
+        )
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for the end of the workload in this process, and return the trigger's event."""
+
+        async def first() -> dict[str, Any]:
+            async for event in self.trigger().run():
+                return dict(event.payload)
+            raise RuntimeError(f"the trigger of {self.workload} ended without an event")
+
+        return asyncio.run(first())
+
+    def settle(self, *, succeeded: bool, runs_once: bool) -> None:
+        """Delete the workload, whose end has been passed on, or note on it that it has.
+
+        A failed one stays where nothing starts it again, until the next success of the same task.
+
+        :param succeeded: whether there is a model.
+        :param runs_once: whether its runtime leaves a failed one alone.
+        :raises TrainingFailed: the cluster does not answer; what is not settled would be collected again.
+        """
+        self._use(lambda hook: self._settle(hook, succeeded=succeeded, runs_once=runs_once))
+
+    def end(self) -> None:
+        """Delete the workload and let its pods end; may be called from a signal handler."""
+        if self.workload is None:
+            return
+        name, uid = self.workload.name, self.workload.uid
+        self._log.info("Deleting TrainJob %s, as this task is being ended", name)
+        # The handler may have interrupted an event loop of this thread.
+        thread = threading.Thread(target=self._use, args=[lambda hook: hook.delete_job(name, uid)])
+        thread.start()
+        thread.join()
+
+    def _use(self, use: Callable[[TrainingHook], Coroutine[Any, Any, Any]]) -> None:
+        async def with_hook() -> None:
+            arguments = self._task.arguments
+            async with TrainingHook(arguments["kubernetes_conn_id"], none_if_empty(arguments["namespace"])) as hook:
+                await use(hook)
+
+        asyncio.run(with_hook())
+
+    async def _submit(self, hook: TrainingHook, *, recover: bool) -> None:
+        self._request = request = self._make_request(hook.namespace, recover=recover)
+        identity = request.labels[IDENTITY]
+        existing = map(job_state, await hook.list_jobs({IDENTITY: identity}))
+        found = adopt(existing, identity=identity, whole=request.whole, first_try=self._task.instance.first_try)
+        await self._make_way(hook, found)
+        job = found.follow
+        if job:
+            state = "has ended, and nobody has collected it" if job.condition else "still trains"
+            self._log.info("Following TrainJob %s of an earlier try: it %s", job.name, state)
+        else:
+            job = await self._create(hook, request)
+            self._log.info("TrainJob %s made in namespace %s, runtime %s", job.name, hook.namespace, request.runtime)
+        self.workload = Workload("trainjob", hook.conn_id, hook.namespace, job.name, job.uid)
+
+    def _make_request(self, namespace: str, *, recover: bool) -> JobRequest:
+        task = self._task
+        request = cluster_request(
+            task.algorithm,
+            task.documented,
+            task.values,
+            task.arguments,
+            task=task.instance,
+            namespace=namespace,
+            deployment=deployment_id() or "",
+        )
+        if not recover:
+            return request
+        # It reads a file, which takes no GPU. Otherwise it must be the same spec, else the file is another training's.
+        spec = replace(request.spec, recover=True)
+        return replace(request, name=self._name(recover=True), gpus=0, spec=spec)
+
+    def _name(self, *, recover: bool) -> str:
+        task = self._task.instance
+        return job_name(task.dag_id, task.task_id, f"{task.ti_id}/recover" if recover else task.ti_id)
+
+    async def _create(self, hook: TrainingHook, request: JobRequest) -> JobState:
+        runtime = await hook.runtime(request.runtime_kind, request.runtime)
+        for warning in check_runtime(runtime, request.runtime_kind, request.runtime):
+            self._log.warning("%s", warning)
+        if request.runner == "configmap":
+            await hook.ensure_config_map(runner_config_map(hook.namespace))
+        once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
+        request = replace(request, annotations={**request.annotations, **once})
+        return job_state(await hook.create_job(lambda form: render(request, form)))
+
+    async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:
+        for job in found.delete:
+            cleared = job.try_number < self._task.instance.first_try
+            why = "was made before the task was cleared" if cleared else "trains something else"
+            self._log.info("Deleting TrainJob %s of an earlier try, which %s", job.name, why)
+            await hook.delete_job(job.name, job.uid)
+        for job in found.wait_for:
+            if not await hook.wait_until_pods_are_gone(job.name, _PODS_END_SECONDS):
+                raise training_error(_pods_stay(job.name), f"kubectl --namespace {hook.namespace} get pods")
+
+    async def _settle(self, hook: TrainingHook, *, succeeded: bool, runs_once: bool) -> None:
+        assert self.workload is not None
+        name, uid, on_finish = self.workload.name, self.workload.uid, self._task.arguments["on_finish"]
+        if succeeded and on_finish != "keep":
+            await self._delete_leftovers(hook, name)
+        if on_finish == "delete" or (on_finish == "delete_succeeded" and succeeded):
+            await hook.delete_job(name, uid)
+        elif succeeded or runs_once:
+            await hook.mark_delivered(name, uid)
+            self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
+        else:
+            self._log.info("Deleting TrainJob %s, which nobody follows any more and might run again", name)
+            await hook.delete_job(name, uid)
+
+    async def _delete_leftovers(self, hook: TrainingHook, name: str) -> None:
+        success = await hook.job(name)
+        if success is None:
+            return
+        same_task = map(job_state, await hook.list_jobs({TASK: success["metadata"]["labels"][TASK]}))
+        for job in leftovers(same_task, job_state(success)):
+            self._log.info("Deleting TrainJob %s, which failed before this success", job.name)
+            await hook.delete_job(job.name, job.uid)
+
+
+def _pods_stay(job: str) -> Failure:
+    return Failure(
+        failure_class="infrastructure",
+        cause="pods_stay",
+        message=f"Pods of TrainJob {job}, which this training replaces, have not ended within {_PODS_END_SECONDS:g} s.",
+        cure="Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
+    )
