@@ -7,11 +7,12 @@ ifdef PYTHONDONTWRITEBYTECODE
 export UV_COMPILE_BYTECODE := 1
 endif
 
-.PHONY: help environments test demo bench clean
+.PHONY: help environments test demo bench cluster cluster-down clean
 help:
 	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores"
-	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner"
-	@echo "make bench   what importing the operators costs, and what the runner adds to training-hub"
+	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner cluster"
+	@echo "make bench   what importing the operators costs, what the runner adds to training-hub, what waiting costs"
+	@echo "make cluster start a real Kubernetes with the Trainer on this machine (Linux, as root); make cluster-down ends it"
 	@echo "make clean   remove what the above made"
 	@echo
 	@echo "All need Python >= 3.11 (PYTHON=$(PYTHON)) and a package index. The environments are made in .venv, about 7 GB;"
@@ -28,6 +29,12 @@ bench: .venv/airflow/.done .venv/train/.done
 	  echo "== $$script"; \
 	  FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python $$script || exit; \
 	done
+
+cluster: .venv/airflow/.done .venv/train/.done
+	@FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python -m tests.cluster.bed up
+
+cluster-down: .venv/airflow/.done
+	@.venv/airflow/bin/python -m tests.cluster.bed down
 
 clean:
 	rm -rf .venv .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
