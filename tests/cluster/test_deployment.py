@@ -1,0 +1,349 @@
+"""Trainings of a running Airflow: a scheduler with its workers, and a triggerer in which tasks wait.
+
+Worker and triggerer log in as accounts of their own, each with its role of ``docs/kubernetes/rbac.yaml``.
+
+* twenty tasks that wait share one watch on jobs and one on pods; a run that is marked ends them all
+* marking or clearing a task that waits ends its training; what is cleared trains anew
+* a triggerer that stops, dies or hangs ends no training, and what happens meanwhile is not missed
+* a worker that dies leaves its training to the next try
+* a sweep is three trainings at once
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import rights
+from tests.cluster.airflow_deployment import AirflowDeployment
+from tests.cluster.bed.cluster import Cluster
+
+OURS = "airflow-provider-finetune"
+QUEUED, RUNNING = "queued: the queue holds", "running on"
+WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-both"
+
+DAG_FILE = '''
+import os
+import signal
+
+from airflow.sdk import DAG
+from airflow_provider_finetune import LoRAOperator
+
+TASK = {task!r}
+# What is let go ends at its first check.
+HELD = {{**TASK, "queue_name": "held", "dataset": "pvc://work/none.jsonl"}}
+# With so little CPU a training does not get beyond its start.
+ENDLESS = {{
+    **TASK,
+    "training_resource_cpu_per_worker": "50m",
+    "training_resource_memory_per_worker": "1Gi",
+    "kubernetes_config": {{"termination_grace_period_seconds": 2}},
+}}
+
+
+class DiesOnce(LoRAOperator):
+    """Submits, and takes its worker with it."""
+
+    def _wait(self, run, context):
+        if context["ti"].try_number == 1:
+            for process in (os.getppid(), os.getpid()):
+                os.kill(process, signal.SIGKILL)
+        return super()._wait(run, context)
+
+
+AGAIN = {{"retries": 1, "retry_delay": 0.1}}
+with DAG("trains", schedule=None):
+    LoRAOperator(task_id="train", **TASK)
+with DAG("endless", schedule=None):
+    LoRAOperator(task_id="train", **ENDLESS)
+with DAG("held", schedule=None):
+    LoRAOperator(task_id="train", **HELD)
+with DAG("dies", schedule=None):
+    DiesOnce(task_id="train", **HELD, **AGAIN)
+with DAG("blocks", schedule=None):
+    LoRAOperator(task_id="train", **HELD, **AGAIN, kubernetes_conn_id="both", deferrable=False)
+with DAG("twenty", schedule=None):
+    for number in range(20):
+        LoRAOperator(task_id=f"train_{{number}}", **HELD)
+with DAG("sweep", schedule=None):
+    sweep = LoRAOperator.partial(task_id="train", output_model="pvc://work/sweep", **TASK)
+    sweep.expand(training_learning_rate=[1e-4, 2e-4, 4e-4])
+'''
+
+
+class Observer:
+    """What an administrator sees of a namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+
+    def get(self, kind: str, *arguments: str) -> list[dict[str, Any]]:
+        answer = self.cluster.kubectl("get", kind, f"--namespace={self.namespace}", "--output=json", *arguments)
+        items: list[dict[str, Any]] = json.loads(answer)["items"]
+        return items
+
+    def jobs(self, run_id: str) -> list[str]:
+        """The names of the TrainJobs of a run."""
+        found = [job["metadata"] for job in self.get("trainjobs")]
+        return [job["name"] for job in found if job["annotations"][f"{OURS}/run_id"] == run_id]
+
+    def pods(self, *jobs: str, phase: str | None = None) -> list[str]:
+        """The names of the pods of some TrainJobs, whether these are still there or not."""
+        found = self.get("pods", f"--selector=jobset.sigs.k8s.io/jobset-name in ({', '.join(jobs)})")
+        return [pod["metadata"]["name"] for pod in found if phase in (None, pod["status"]["phase"])]
+
+    def is_complete(self, job: str) -> bool:
+        (found,) = self.get("trainjobs", f"--field-selector=metadata.name={job}")
+        return "Complete" in [condition["type"] for condition in found.get("status", {}).get("conditions", [])]
+
+    def counter(self, name: str, **labels: str) -> int:
+        """The sum of a counter of the API server, of those entries that have these labels."""
+        entries = re.findall(rf"^{name}\{{(.*)\}} (\S+)$", self.cluster.kubectl("get", "--raw=/metrics"), re.MULTILINE)
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        return round(sum(float(value) for found, value in entries if wanted <= set(found.split(","))))
+
+    def watches(self) -> tuple[int, int]:
+        """How many watches there are on the jobs and on the pods of any one namespace."""
+        name, common = "apiserver_longrunning_requests", {"verb": "WATCH", "scope": "namespace"}
+        return self.counter(name, resource="trainjobs", **common), self.counter(name, resource="pods", **common)
+
+    def requests(self, account: str) -> int:
+        """How many requests an account has made."""
+        flow = f"{account}-{self.namespace}"
+        return self.counter("apiserver_flowcontrol_dispatched_requests_total", flow_schema=flow)
+
+    def let_go(self, job: str) -> None:
+        """Admit a job, as its queue does."""
+        merge = ("--type=merge", '--patch={"spec": {"suspend": false}}')
+        self.cluster.kubectl("patch", "trainjob", job, f"--namespace={self.namespace}", *merge)
+
+
+@pytest.fixture(scope="module")
+def accounts(cluster: Cluster, namespace: str) -> Iterator[dict[str, str]]:
+    """The connections of worker, triggerer and one that is both, by the name of the account."""
+    both: list[dict[str, Any]] = [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": f"{role}-too", "namespace": namespace},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": BOTH, "namespace": namespace}],
+        }
+        for role in (WORKER, TRIGGERER)
+    ]
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": BOTH, "namespace": namespace}}
+    flows = [_flow(namespace, name) for name in (WORKER, TRIGGERER)]
+    shipped = rights.shipped(namespace, apart=True)
+    cluster.apply(*shipped, account, *both, *flows)
+    yield {name: _connection(cluster, namespace, name) for name in (WORKER, TRIGGERER, BOTH)}
+    rights.withdraw(cluster, shipped)
+    cluster.kubectl("delete", "flowschemas", *(flow["metadata"]["name"] for flow in flows))
+
+
+def _flow(namespace: str, account: str) -> dict[str, Any]:
+    """What makes the API server count the requests of an account apart."""
+    everything = {name: ["*"] for name in ("verbs", "apiGroups", "resources", "namespaces")}
+    subject = {"kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": account}}
+    rule = {"subjects": [subject], "resourceRules": [{**everything, "clusterScope": True}]}
+    return {
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
+        "kind": "FlowSchema",
+        "metadata": {"name": f"{account}-{namespace}"},
+        "spec": {"priorityLevelConfiguration": {"name": "workload-low"}, "matchingPrecedence": 500, "rules": [rule]},
+    }
+
+
+def _connection(cluster: Cluster, namespace: str, account: str) -> str:
+    kubeconfig = cluster.service_account_kubeconfig(namespace, account)
+    return json.dumps({"conn_type": "kubernetes", "extra": {"kube_config_path": str(kubeconfig)}})
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    cluster: Cluster,
+    namespace: str,
+    accounts: dict[str, str],
+    queue: str,
+    claim: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[AirflowDeployment]:
+    """The running Airflow; data and a base model are on the claim ``work``."""
+    task = {
+        "namespace": namespace,
+        "dataset": "pvc://work/train.jsonl",
+        "pvc_path": "pvc://work/runs",
+        "training_base_model": "pvc://work/models/tiny",
+        "training_effective_batch_size": 8,
+        "training_num_epochs": 1,
+        "training_resource_gpu_per_worker": 0,
+        "training_resource_cpu_per_worker": "600m",
+        "training_resource_memory_per_worker": "2Gi",
+        "progress_interval": 1,
+    }
+    both = {"AIRFLOW_CONN_BOTH": accounts[BOTH]}
+    deployment = AirflowDeployment(
+        tmp_path_factory.mktemp("airflow"),
+        {"AIRFLOW_CONN_KUBERNETES_DEFAULT": accounts[WORKER], **both},
+        triggerers={"AIRFLOW_CONN_KUBERNETES_DEFAULT": accounts[TRIGGERER]},
+    )
+    with deployment:
+        deployment.write_dag("trains", DAG_FILE.format(task=task))
+        yield deployment
+
+
+@pytest.fixture
+def observed(cluster: Cluster, namespace: str) -> Observer:
+    return Observer(cluster, namespace)
+
+
+@pytest.fixture
+def waits(airflow: AirflowDeployment, observed: Observer, wait: Callable[..., Any]) -> Callable[..., tuple[str, str]]:
+    """Run a DAG and wait until its task is deferred and its trigger has seen the job; return the run and the job."""
+
+    def begin(dag_id: str, phase: str = QUEUED) -> tuple[str, str]:
+        run = airflow.run(dag_id)
+        airflow.wait_for_state(dag_id, run, "train", "deferred")
+        wait(lambda: phase in airflow.log(dag_id, run, "train"), f"line {phase!r} of {dag_id}")
+        (job,) = observed.jobs(run)
+        return run, job
+
+    return begin
+
+
+def test_twenty_waiting_tasks_share_two_watches_and_end_with_their_run(airflow, observed, wait):
+    jobs, pods = observed.watches()
+    before = {account: observed.requests(account) for account in (WORKER, TRIGGERER)}
+    run = airflow.run("twenty")
+    names = [f"train_{number}" for number in range(20)]
+    for name in names:
+        airflow.wait_for_state("twenty", run, name, "deferred")
+    for name in names:
+        wait(lambda name=name: QUEUED in airflow.log("twenty", run, name), f"trigger of {name}")
+    assert observed.watches() == (jobs + 1, pods + 1)
+    assert len(observed.jobs(run)) == 20
+    made = {account: observed.requests(account) - number for account, number in before.items()}
+    # Jobs, runtime, ConfigMap, new job; the first on a worker makes the ConfigMap.
+    assert made[WORKER] <= 20 * 5
+    # Two lists and two watches, and now and then why a queue holds a job.
+    assert made[TRIGGERER] <= 4 + 20 * 3
+    airflow.end_run("twenty", run)
+    wait(lambda: not observed.jobs(run), "end of twenty jobs")
+    wait(lambda: observed.watches() == (jobs, pods), "end of the watches")
+
+
+@pytest.mark.floor
+def test_marking_a_task_that_waits_ends_its_training(airflow, observed, wait, waits):
+    for state in ("failed", "success"):
+        run, job = waits("endless", RUNNING)
+        assert observed.pods(job, phase="Running")
+        airflow.mark("endless", run, "train", state)
+        wait(lambda run=run, job=job: not observed.jobs(run) and not observed.pods(job), "end of the training", 20)
+        assert airflow.task("endless", run, "train")["state"] == state
+
+
+@pytest.mark.floor
+def test_clearing_a_task_that_waits_ends_its_training_and_begins_a_new_one(airflow, observed, wait, waits):
+    run, job = waits("endless", RUNNING)
+    airflow.clear("endless", run, "train")
+    wait(lambda: observed.jobs(run) not in ([job], []), "new job")
+    (new,) = wait(lambda: job not in (found := observed.jobs(run)) and found, "end of the old job")
+    wait(lambda: observed.pods(new, phase="Running"), "pod of the new job")
+    assert not observed.pods(job)
+    assert airflow.task("endless", run, "train")["state"] == "deferred"
+    airflow.mark("endless", run, "train", "failed")
+
+
+@pytest.mark.floor
+def test_a_wait_goes_on_where_triggerers_stop_and_die(airflow, observed, wait, waits):
+    run, job = waits("held")
+    for kill in (False, True):
+        airflow.stop_triggerer(kill=kill)
+        airflow.start_triggerer()
+    assert observed.jobs(run) == [job]
+    assert airflow.task("held", run, "train")["state"] == "deferred"
+    observed.let_go(job)
+    airflow.wait_for_state("held", run, "train", "failed")
+    assert "none.jsonl" in airflow.log("held", run, "train").partition("Task failed with exception")[2]
+
+
+@pytest.mark.floor
+def test_a_triggerer_that_hangs_and_goes_on_ends_nothing_that_another_has_taken_over(airflow, observed, wait, waits):
+    run, job = waits("held")
+    first = airflow.task("held", run, "train")["trigger"]["triggerer_id"]
+    airflow.freeze_triggerer()
+    wait(lambda: airflow.task("held", run, "train")["trigger"]["triggerer_id"] != first, "another triggerer")
+    airflow.thaw_triggerer()
+    left_alone = f"{job} is left alone: the task still waits for it"
+    wait(lambda: left_alone in airflow.log("held", run, "train"), "line of the triggerer that had hung")
+    assert observed.jobs(run) == [job]
+    airflow.end_run("held", run)
+    wait(lambda: not observed.jobs(run), "end of the job")
+
+
+@pytest.mark.floor
+def test_what_is_marked_while_no_triggerer_runs_is_left_until_it_is_cleared(airflow, observed, wait, waits):
+    airflow.stop_triggerer()
+    run = airflow.run("held")
+    airflow.wait_for_state("held", run, "train", "deferred")
+    (job,) = observed.jobs(run)
+    airflow.mark("held", run, "train", "failed")
+    airflow.start_triggerer()
+    wait(lambda: airflow.task("held", run, "train")["trigger"] is None, "end of the trigger")
+    assert observed.jobs(run) == [job]
+    airflow.clear("held", run, "train")
+    airflow.wait_for_state("held", run, "train", "deferred")
+    (new,) = observed.jobs(run)
+    assert new != job
+    airflow.end_run("held", run)
+
+
+@pytest.mark.floor
+def test_a_worker_that_dies_leaves_its_job_to_the_next_try(airflow, observed, wait):
+    runs = {"dies": airflow.run("dies"), "blocks": airflow.run("blocks")}
+    airflow.wait_for_state("blocks", runs["blocks"], "train", "running")
+    wait(lambda: QUEUED in airflow.log("blocks", runs["blocks"], "train"), "job")
+    airflow.kill_worker_of("blocks", runs["blocks"], "train")
+    for dag, run in runs.items():
+        wait(lambda dag=dag, run=run: airflow.task(dag, run, "train")["try_number"] == 2, f"second try of {dag}")
+        airflow.wait_for_state(dag, run, "train", "deferred", "running")
+        wait(lambda dag=dag, run=run: QUEUED in airflow.log(dag, run, "train", 2), f"line of the second try of {dag}")
+        (job,) = observed.jobs(run)
+        assert f"Following TrainJob {job} of an earlier try" in airflow.log(dag, run, "train", 2)
+        airflow.mark(dag, run, "train", "failed")
+        wait(lambda run=run: not observed.jobs(run), f"end of the job of {dag}")
+
+
+def test_a_sweep_is_as_many_trainings_as_it_has_settings(airflow, cluster, namespace):
+    run = airflow.run("sweep")
+    results = []
+    for index in range(3):
+        airflow.wait_for_state("sweep", run, "train", "success", map_index=index, timeout=150)
+        results.append(airflow.xcom("sweep", run, "train", map_index=index))
+    assert [result["model_uri"] for result in results] == [f"pvc://work/sweep/{index}" for index in range(3)]
+    assert len({result["job"]["uid"] for result in results}) == 3
+    for index in range(3):
+        assert (cluster.work_dir / namespace / "work" / "sweep" / str(index) / "adapter_model.safetensors").is_file()
+
+
+def test_an_outcome_that_went_with_its_pod_is_found_again_and_a_clear_trains_anew(airflow, observed, wait):
+    airflow.stop_triggerer()
+    run = airflow.run("trains")
+    airflow.wait_for_state("trains", run, "train", "deferred")
+    (job,) = observed.jobs(run)
+    wait(lambda: observed.is_complete(job), "end of the training", 150)
+    observed.cluster.kubectl("delete", "pods", f"--namespace={observed.namespace}", *observed.pods(job))
+    airflow.start_triggerer()
+    airflow.wait_for_state("trains", run, "train", "success")
+    assert "so its outcome is looked for" in airflow.log("trains", run, "train")
+    found = airflow.xcom("trains", run, "train")["job"]
+    assert (found["name"] != job, found["work_dir"].rpartition("/")[2]) == (True, "1")
+    assert not observed.jobs(run)
+    airflow.clear("trains", run, "train")
+    airflow.wait_for_state("trains", run, "train", "deferred")
+    airflow.wait_for_state("trains", run, "train", "success", timeout=150)
+    assert airflow.xcom("trains", run, "train")["job"]["work_dir"].endswith("/2")
