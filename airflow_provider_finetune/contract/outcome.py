@@ -54,11 +54,14 @@ class Outcome:
     """The result of one attempt.
 
     * ``status``: ``succeeded``, ``checked`` (only the check ran) or ``failed``
-    * ``model_uri``, ``model_path``: the published model; ``model_kind``: ``adapter`` or ``full``
+    * ``model_uri``, ``model_path``: the published model; no path where no file system of the training has it
+    * ``model_kind``: ``adapter``, ``merged`` or ``full``
+    * ``adapter_uri``: the adapter, where it was published beside the merged model
+    * ``base_model``: ``name`` and, from a hub, ``revision`` of what was trained
     * ``metrics``: last and best values, tokens, steps, seconds, peak memory in bytes
     * ``loss_curve``: at most 100 ``[step, loss]``
     * ``loss_chart``: URI of the HTML page
-    * ``dataset``: fingerprint, rows used, dropped and cut, share of tokens trained
+    * ``dataset``: the data report: fingerprint, rows used, dropped and cut, tokens, share of tokens trained
     * ``work_dir``: the directory of this attempt
     """
 
@@ -66,11 +69,13 @@ class Outcome:
     model_uri: str | None = None
     model_path: str | None = None
     model_kind: str | None = None
+    adapter_uri: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     loss_chart: str | None = None
     work_dir: str | None = None
     spec_hash: str | None = None
+    base_model: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     loss_curve: list[list[float]] = field(default_factory=list)
@@ -121,7 +126,7 @@ def _take_from(document: dict[str, Any]) -> None:
     leaving = next((name for name in _LEAVING if name in document), None)
     if len(curve) > 4:
         curve[:] = [curve[0], *curve[2:-1:2], curve[-1]]
-    elif leaving in ("loss_curve", "dataset", "versions"):
+    elif leaving in ("loss_curve", "dataset", "versions", "base_model"):
         del document[leaving]
     elif failure.get("log_tail"):
         del failure["log_tail"][0]
@@ -131,7 +136,18 @@ def _take_from(document: dict[str, Any]) -> None:
         failure[longest] = failure[longest][: texts[longest] // 2] + "…"
 
 
-_LEAVING = ("loss_curve", "dataset", "versions", "metrics", "work_dir", "loss_chart", "model_path", "model_uri")
+_LEAVING = (
+    "loss_curve",
+    "dataset",
+    "versions",
+    "base_model",
+    "metrics",
+    "work_dir",
+    "loss_chart",
+    "model_path",
+    "adapter_uri",
+    "model_uri",
+)
 """What the small form may lack, in this order; the last ones only where a path alone is thousands of bytes long."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Set
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from airflow_provider_finetune.contract import uris
 from airflow_provider_finetune.contract.parameters import FineTuneParameters, LoRAParameters, TrainingParameters
 
 VERSION = 1
@@ -24,6 +25,7 @@ RECORDS: dict[str, type[TrainingParameters]] = {
 _DECIDE_THE_WEIGHTS = frozenset({"algorithm", "base_model", "dataset", "parameters", "extra_args"})
 _IN_NO_HASH = frozenset({"mounts", "recover"})
 """Other names of places that the hash has already; a second look at what the same request has left."""
+_PLACES = ("base_model", "dataset", "output_model", "output_metrics", "output_loss_chart")
 
 
 class UnreadableSpec(ValueError):
@@ -32,7 +34,7 @@ class UnreadableSpec(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """What one task instance trains. It never holds a secret.
+    """What one task instance trains. It never holds a secret, but for the signature of a signed link.
 
     * ``algorithm``: ``osft``, ``sft`` or ``lora_sft``
     * ``base_model``, ``dataset``: path, URI or HuggingFace id
@@ -40,6 +42,8 @@ class TrainingSpec:
     * ``extra_args``: further training-hub keywords
     * ``work_dir``: directory of this task instance; each lineage gets a numbered directory below it
     * ``output_model``, ``output_metrics``, ``output_loss_chart``: where to publish; ``None`` is the work directory
+    * ``output_kind``: what of a LoRA training is published: ``adapter``, ``merged`` (the base model with the adapter
+      merged into it) or ``both``, each in a directory of its name below ``output_model``
     * ``processes_per_node``: a number, or ``auto`` for one each GPU; ``nodes``: number of workers
     * ``device``: ``cuda``, ``cpu``, or ``auto`` for CUDA where there is one
     * ``resume``: ``auto``, ``never``, ``require``; ``keep``: ``model``, ``checkpoints``, ``all``
@@ -60,6 +64,7 @@ class TrainingSpec:
     output_model: str | None = None
     output_metrics: str | None = None
     output_loss_chart: str | None = None
+    output_kind: str = "adapter"
     processes_per_node: int | str = "auto"
     nodes: int = 1
     device: str = "auto"
@@ -107,6 +112,12 @@ class TrainingSpec:
     def training_hash(self) -> str:
         """Return a hash of what decides the trained weights: equal hashes may share checkpoints."""
         return self._hash(_DECIDE_THE_WEIGHTS)
+
+    def shown(self) -> TrainingSpec:
+        """Return the spec as everybody may read it: its places without what gives access to them."""
+        places: dict[str, Any] = {name: uris.shown(place) for name in _PLACES if (place := getattr(self, name))}
+        extra = {key: uris.shown(value) if isinstance(value, str) else value for key, value in self.extra_args.items()}
+        return replace(self, **places, extra_args=extra)
 
     def whole_hash(self) -> str:
         """Return a hash of the whole request: equal hashes ask for the same, with or without ``recover``."""

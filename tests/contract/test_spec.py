@@ -37,6 +37,7 @@ GOLDEN = {
     "output_model": "file:///models/out",
     "output_metrics": None,
     "output_loss_chart": None,
+    "output_kind": "adapter",
     "processes_per_node": "auto",
     "nodes": 1,
     "device": "auto",
@@ -170,3 +171,19 @@ def test_how_places_are_called_and_a_second_look_at_the_result_ask_for_nothing_e
 def test_the_environment_where_credentials_are_is_no_part_of_it(record: Any):
     travelling = {item.name for item in fields(TrainingSpec)} | {item.name for item in fields(record)} - OPERATOR_ONLY
     assert not {name for name in travelling if name in ("envs", "env", "secrets", "kubernetes_config")}
+
+
+def test_a_spec_that_is_kept_has_no_signature_and_is_the_same_otherwise():
+    signed = "https://host/rows.jsonl?X-Amz-Signature=nobody-may-see"
+    spec = TrainingSpec(
+        algorithm="lora_sft",
+        base_model="hf://org/name@main",
+        dataset=signed,
+        work_dir="/work",
+        output_model="s3://bucket/model",
+        extra_args={"eval_data_path": signed, "eval_steps": 5},
+    )
+    link = "https://host/rows.jsonl"
+    shown = replace(spec, dataset=link, extra_args={"eval_data_path": link, "eval_steps": 5})
+    assert spec.shown() == shown
+    assert shown.shown() == shown
