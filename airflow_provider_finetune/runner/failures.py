@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import Any
 
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure, FailureClass
 
@@ -27,6 +28,10 @@ class RunFailed(Exception):
         super().__init__(message)
         self.failure = Failure(failure_class=failure_class, cause=cause, message=message, cure=cure)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it come from another process as what it is."""
+        return _revive, (type(self), self.failure)
+
 
 class UserError(RunFailed):
     """Something that only the DAG author can change, so that a retry is pointless."""
@@ -35,13 +40,19 @@ class UserError(RunFailed):
         super().__init__("user", cause, message, cure)
 
 
+def _revive(kind: type[RunFailed], failure: Failure) -> RunFailed:
+    error = kind.__new__(kind, failure.message)
+    error.failure = failure
+    return error
+
+
 def explain(error: BaseException) -> Failure:
     """Say what an exception of ours or of a library means for the user.
 
     :param error: what ended the run; its causes are looked through as well.
     :return: a failure; ``library_crash`` where the exception is none that we know.
     """
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, RunFailed):
             return link.failure
         if _LOST_PEER.search(str(link)):
@@ -73,7 +84,8 @@ def explain(error: BaseException) -> Failure:
     )
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def chain(error: BaseException | None) -> list[BaseException]:
+    """Return an exception and those that it was raised from or in the handling of."""
     links: list[BaseException] = []
     while error is not None and error not in links:
         links.append(error)
