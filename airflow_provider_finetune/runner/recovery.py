@@ -18,6 +18,7 @@ def find(spec: TrainingSpec) -> Outcome | None:
     Only the last attempt counts: a model of an earlier one is what somebody has asked to train again.
 
     :param spec: its ``recover`` is the only thing in which it may differ from that attempt's.
+    :raises RunFailed: a model that was published to a store cannot be looked for there now.
     """
     attempt = workdir.latest(Path(spec.work_dir))
     if attempt is None:
@@ -27,4 +28,8 @@ def find(spec: TrainingSpec) -> Outcome | None:
     except (OSError, UnicodeDecodeError, UnreadableOutcome):
         return None
     is_ours = outcome.status == "succeeded" and outcome.spec_hash == spec.whole_hash()
-    return outcome if is_ours and outcome.model_path and storage.holds_model(Path(outcome.model_path)) else None
+    if not is_ours or not outcome.model_uri:
+        return None
+    # A claim's URI says nothing where it is mounted, but the path does.
+    published = storage.place(outcome.model_path or outcome.model_uri, "output_model")
+    return outcome if published.holds_model() else None

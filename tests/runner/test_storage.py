@@ -1,6 +1,6 @@
 """Results are put in place whole, and nothing of the user's is ever put away for them.
 
-* which path a URI names, and which URIs are refused; which URI a path has for somebody else
+* which path a URI names, and which URIs are refused; which URI a path has for somebody else; what of it people see
 * a model replaces a model, and nothing else: no other files, no root, no input of the training
 * what was there stays until the new thing is whole, also when something goes wrong or two publish at once
 """
@@ -49,6 +49,28 @@ def test_a_file_uri_with_two_slashes_is_refused_and_not_read_from_the_root() -> 
         storage.local_path("file://data/rows.jsonl", "dataset")
     assert "file:///" in raised.value.failure.cure
     assert "'data'" in raised.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://host:8443/a/rows.jsonl?X-Amz-Signature=s#f", "https://host:8443/a/rows.jsonl"),
+        ("https://user:secret@host/rows.jsonl", "https://***"),
+        ("https://token@host/rows.jsonl", "https://***"),
+        ("https://user:a/secret@host/rows.jsonl", "https://***"),
+        ("https://user:a?secret@host/rows.jsonl", "https://***"),
+        ("s3://key:secret@bucket/rows", "s3://***"),
+        ("s3://bucket/rows@2/a.jsonl", "s3://bucket/rows@2/a.jsonl"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint/a/rows", "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/rows"),
+        ("abfs://container@account.dfs.core.windows.net/rows", "abfs://container@account.dfs.core.windows.net/rows"),
+        ("http://[::1]:80/rows", "http://[::1]:80/rows"),
+        ("/data/what?/run#1", "/data/what?/run#1"),
+        ("file:///data/what?/run#1", "file:///data/what?/run#1"),
+        ("hf://org/name@v1?split=train", "hf://org/name@v1?split=train"),
+    ],
+)
+def test_what_people_see_of_a_uri_gives_nobody_a_right(uri: str, shown: str) -> None:
+    assert storage.shown(uri) == shown
 
 
 MOUNTS = {"pvc://claim": "/mnt/claim", "pvc://claim/sub/": "/mnt/claim/deep", "pvc://other": "/mnt/claimed"}
@@ -209,4 +231,4 @@ def test_a_place_that_cannot_be_written_is_the_users_to_mend_and_a_full_one_is_n
     ("uri", "file"), [("/out/m.json", "/out/m.json"), ("/out", "/out/metrics.json"), ("file:///o", "/o/metrics.json")]
 )
 def test_an_output_is_a_file_by_its_suffix_and_a_directory_else(uri: str, file: str) -> None:
-    assert storage.output_file(uri, "output_metrics", "metrics.json") == Path(file)
+    assert storage.output_place(uri, "output_metrics", "metrics.json").path == Path(file)

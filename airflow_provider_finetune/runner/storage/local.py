@@ -1,77 +1,53 @@
-"""Where data, models and results lie: URIs to local paths, and results put in place whole."""
+"""Results on a file system: put in place whole, by renaming."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
 
+from airflow_provider_finetune.contract.uris import scheme
 from airflow_provider_finetune.runner.failures import UserError, is_disk_full
-
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-
-
-def scheme(uri: str) -> str | None:
-    """Return the scheme of ``uri`` in lower case, ``None`` for a plain path or a HuggingFace id."""
-    found = _SCHEME.match(uri)
-    return found.group(1).lower() if found else None
+from airflow_provider_finetune.runner.storage.models import holds_model, in_use, is_model
+from airflow_provider_finetune.runner.storage.uris import local_path, uri_of
 
 
-def local_path(uri: str, argument: str) -> Path:
-    """Return the path that a plain path or a ``file://`` URI names.
+@dataclass(frozen=True)
+class LocalPlace:
+    """A file or a directory of a file system, see :class:`~airflow_provider_finetune.runner.storage.Place`."""
 
-    :param uri: what the DAG author gave.
-    :param argument: the operator's argument, for the message.
-    :raises UserError: another scheme, or another machine.
-    """
-    if scheme(uri) is None:
-        return Path(uri).expanduser().absolute()
-    if scheme(uri) != "file":
-        raise UserError(
-            "unsupported_uri",
-            f"{argument}={uri!r}: this version reads and writes local paths and file:// only",
-            "Copy it to a local directory in a task before this one",
-        )
-    # Not by urlsplit: "#" and "?" are part of a path that somebody has put behind "file://".
-    host, slash, path = uri[len("file://") :].partition("/")
-    if host not in ("", "localhost"):
-        raise UserError(
-            "unsupported_uri",
-            f"{argument}={uri!r}: {host!r} stands where a file:// URI names another machine",
-            "Write three slashes before an absolute path: file:///data/train.jsonl",
-        )
-    return Path(unquote(slash + path))
+    path: Path
+    argument: str
+    mounts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def uri(self) -> str:
+        return uri_of(self.path, self.mounts)
 
-def uri_of(path: Path, mounts: Mapping[str, str]) -> str:
-    """Return the URI under which somebody else finds ``path``: below a mount that of the volume, else ``file://``.
+    def child(self, name: str) -> LocalPlace:
+        return LocalPlace(self.path / name, self.argument, self.mounts)
 
-    :param path: absolute.
-    :param mounts: ``TrainingSpec.mounts``; of several that hold the path the longest counts.
-    """
-    holding = [(mount, uri) for uri, mount in mounts.items() if path.is_relative_to(mount)]
-    if not holding:
-        return path.as_uri()
-    mount, uri = max(holding, key=lambda item: len(Path(item[0]).parts))
-    rest = path.relative_to(mount).as_posix()
-    return uri.rstrip("/") + ("" if rest == "." else f"/{quote(rest)}")
+    def ensure_writable(self, say: Callable[[str], None]) -> None:
+        ensure_writable(self.path.resolve().parent, self.argument)
 
+    def ensure_replaceable(self, needed: Iterable[Path | str] = ()) -> None:
+        local = (place for place in needed if isinstance(place, Path) or scheme(place) in (None, "file"))
+        paths = [place if isinstance(place, Path) else local_path(place, self.argument) for place in local]
+        ensure_replaceable(self.path, paths)
 
-def output_file(uri: str, argument: str, name: str) -> Path:
-    """Return the file that an output means: itself where it has the suffix of ``name``, else ``name`` in it.
+    def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
+        put_directory(directory, self.path)
 
-    :param uri: what the DAG author gave.
-    :param argument: the operator's argument, for the message.
-    :param name: the usual name, e.g. ``metrics.json``.
-    """
-    path = local_path(uri, argument)
-    return path if path.suffix == Path(name).suffix else path / name
+    def put_text(self, text: str) -> None:
+        put_text(text, self.path)
+
+    def holds_model(self) -> bool:
+        return holds_model(self.path)
 
 
 def ensure_writable(directory: Path, argument: str) -> None:
@@ -108,10 +84,10 @@ def ensure_replaceable(target: Path, needed: Iterable[Path] = ()) -> None:
     """
     place = target.resolve()
     if place == place.parent:
-        raise _in_use(f"{str(place)!r} is the root of the file system")
+        raise in_use("output_model", f"{str(place)!r} is the root of the file system")
     for path in needed:
         if path.resolve().is_relative_to(place):
-            raise _in_use(f"{target} would replace {path}, which the run needs")
+            raise in_use("output_model", f"{target} would replace {path}, which the run needs")
     _ensure_no_more_than_a_model(place, target)
 
 
@@ -126,31 +102,11 @@ def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
         if not place.exists():
             # A part of the way is a file: that it cannot be written is said where writing is tried.
             return
-        raise _in_use(f"{named} is a file") from error
-    if entries and (any(entries.values()) or not _is_model(entries)):
-        raise _in_use(f"{named} holds files that are no model of its own, and publishing would remove them")
-
-
-def _is_model(names: Collection[str]) -> bool:
-    return not {"config.json", "adapter_config.json"}.isdisjoint(names) and any(map(_is_weights, names))
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
-
-
-def holds_model(directory: Path) -> bool:
-    """Say whether a model lies in ``directory``: a config and weights that are not empty. Nothing is loaded."""
-    try:
-        sizes = {entry.name: entry.stat().st_size for entry in directory.iterdir() if entry.is_file()}
-    except OSError:
-        return False
-    return _is_model([name for name, size in sizes.items() if size])
-
-
-def _in_use(why: str) -> UserError:
-    cure = "Name a directory of its own in output_model, one that is new, empty or holds an earlier model"
-    return UserError("output_in_use", f"output_model: {why}", cure)
+        raise in_use("output_model", f"{named} is a file") from error
+    if entries and (any(entries.values()) or not is_model(entries)):
+        raise in_use(
+            "output_model", f"{named} holds files that are no model of its own, and publishing would remove them"
+        )
 
 
 def put_directory(source: Path, target: Path) -> None:
