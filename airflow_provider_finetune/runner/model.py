@@ -1,109 +1,316 @@
-"""The base model before training, and the proof of the model that has come out."""
+"""The base model before training: small files first and weights last."""
 
 from __future__ import annotations
 
-import re
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner import hub, oci, transfer
+from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.hub import Repository
 from airflow_provider_finetune.runner.storage import local_path, scheme
 
-_HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
+Say = Callable[[str], None]
+
+_ARGUMENT = "training_base_model"
 
 
-def locate(base_model: str) -> str:
-    """Return the directory or the HuggingFace id that ``base_model`` names.
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that has been found.
 
-    :param base_model: path, ``file://`` or ``hf://`` URI, or id.
-    :raises UserError: no such directory, or a directory without a config.
+    * ``name``: for people
+    * ``path``: local directory with config and tokenizer, and with the weights where they are ``fetched``
+    * ``reference``: what an adapter names as its base: id on the hub, path or URI
+    * ``revision``: the commit on the hub; ``None`` elsewhere
+    * ``weight_bytes``: size of the weights that will be loaded
+    * ``fetched``: the weights lie in ``path`` already
     """
-    if scheme(base_model) == "hf":
-        return base_model[len("hf://") :]
-    path = local_path(base_model, "training_base_model")
-    if not path.exists() and _HUB_ID.match(base_model):
-        return base_model
+
+    name: str
+    path: str
+    reference: str
+    revision: str | None
+    weight_bytes: int
+    fetched: bool
+
+
+def locate(base_model: str, *, scratch: Path, say: Say, trust_remote_code: bool = False) -> BaseModel:
+    """Find the base model, and bring its small files here where they are elsewhere.
+
+    Of the hub and of object stores only config, tokenizer and chat template are fetched; of an OCI image all of it, as
+    its files lie in layers.
+
+    :param base_model: path, ``file://``, id on the HuggingFace hub with or without ``hf://`` and perhaps with
+        ``@revision``, ``oci://registry/repository:tag``, or a URI that fsspec reads. A directory that exists is taken
+        before an id of that name.
+    :param scratch: where to put what no cache holds.
+    :param say: takes one line for people.
+    :param trust_remote_code: the code that the model brings along will be run, so fetch it.
+    :raises UserError: there is no such model, it is not whole, or it may not be read.
+    :raises RunFailed: its place cannot be reached.
+    """
+    kind = scheme(base_model)
+    if kind == "hf" or (kind is None and hub.is_id(base_model) and not local_path(base_model, _ARGUMENT).exists()):
+        return _on_hub(hub.repository("model", base_model, _ARGUMENT), say, trust_remote_code)
+    if kind == "oci":
+        return _in_directory(oci.fetch_model(base_model, _ARGUMENT, scratch, say), base_model, base_model)
+    if kind not in (None, "file"):
+        return _in_store(base_model, scratch / "base-model", say, trust_remote_code)
+    path = local_path(base_model, _ARGUMENT)
     if not path.is_dir():
         raise UserError(
             "model_missing",
-            f"training_base_model={base_model!r}: there is no directory {path}",
-            "Check the path, or name a model on the HuggingFace hub as organisation/name or hf://name",
+            f"{_ARGUMENT}={base_model!r}: there is no directory {path}",
+            "Check the path, or name a model on the HuggingFace hub as organisation/name or hf://organisation/name",
         )
-    if not (path / "config.json").is_file():
-        raise UserError(
-            "model_incomplete",
-            f"training_base_model={base_model!r}: {path} has no config.json",
-            "Name the directory that transformers' save_pretrained has written",
-        )
-    return str(path)
+    return _in_directory(path, str(path), str(path))
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer and make sure that it can render chats.
+def fetch_weights(base: BaseModel, say: Say) -> BaseModel:
+    """Bring the weights here, and say on the way how much has come.
 
-    :param model: what :func:`locate` returned.
+    :param base: what :func:`locate` returned.
+    :param say: takes one line for people.
+    :return: the model with its weights in ``path``.
+    :raises UserError: the weights are no longer there, or may not be read.
+    :raises RunFailed: their place cannot be reached, or breaks off.
+    """
+    if base.fetched:
+        return base
+    directory = Path(base.path)
+    if base.revision is not None:
+        repository = Repository("model", base.reference, base.revision, _ARGUMENT)
+        wanted = _weights(directory, hub.sizes(repository), base.name)
+        say(f"fetching {transfer.size(base.weight_bytes)} of weights of {base.name}")
+        with transfer.said(say, f"weights of {base.name}", hub.blobs(directory), base.weight_bytes):
+            hub.download(repository, wanted)
+    else:
+        from airflow_provider_finetune.runner.storage import fetch, sizes
+
+        wanted = _weights(directory, sizes(base.reference, _ARGUMENT, what="model"), base.name)
+        fetch(base.reference, _ARGUMENT, directory, say, what="model", wanted=wanted.__contains__)
+    _weights(directory, _sizes_in(directory), base.name)
+    return replace(base, fetched=True)
+
+
+def load_tokenizer(base: BaseModel, *, chats: bool = True, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer and make sure that what it makes can be trained on.
+
+    :param base: its small files are enough.
+    :param chats: it must render chats.
     :param trust_remote_code: run code that the model brings along.
-    :raises UserError: no tokenizer, no chat template, no such model, no right to read it.
-    :raises RunFailed: the hub cannot be reached.
+    :raises UserError: no tokenizer, no chat template, no token to pad with, or an architecture that is not known.
     """
     from transformers import AutoTokenizer
 
+    _ensure_architecture_known(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _reading_failed(model, "tokenizer", error) from error
+        raise _not_loadable(base, "tokenizer", error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "tokenizer_not_fast",
-            f"The tokenizer of {model} has no fast form, which tells which characters a token covers",
+            f"The tokenizer of {base.name} has no fast form, which tells which characters a token covers",
             "Save it with tokenizer.json beside the model",
         )
-    if not tokenizer.chat_template:
+    if chats and not tokenizer.chat_template:
         raise UserError(
             "model_without_chat_template",
-            f"The tokenizer of {model} has no chat template, so chat rows cannot be rendered",
+            f"The tokenizer of {base.name} has no chat template, so chat rows cannot be rendered",
             "Take the instruct form of the model, or put a chat_template.jinja into its directory",
+        )
+    if tokenizer.eos_token is None and tokenizer.pad_token is None:
+        # With one of them TRL 1.16 pads; without both its trainer ends in a ValueError before the first step.
+        raise UserError(
+            "tokenizer_without_end",
+            f"The tokenizer of {base.name} names no end-of-sequence token and no padding token, so its model could "
+            "neither be trained in batches nor learn where an answer ends",
+            "Set eos_token in its tokenizer_config.json to the token that ends a turn in its chat template",
         )
     return tokenizer
 
 
-def ensure_fits(base_model: str, adapter: Any, longest: int, *, trust_remote_code: bool = False) -> None:
+def ensure_fits(base: BaseModel, adapter: Any, longest: int, *, trust_remote_code: bool = False) -> Any:
     """Make sure that the longest row has its positions in the base model, and an adapter its modules.
 
-    :param base_model: what :func:`locate` returned.
+    :param base: its small files are enough.
     :param adapter: PEFT's configuration; ``None`` where all weights are trained.
     :param longest: tokens of the longest row.
     :param trust_remote_code: run code that the model brings along.
+    :return: the model that is trained, with its adapter, on torch's meta device.
     :raises UserError: the one or the other does not fit.
-    :raises RunFailed: the hub cannot be reached.
     """
     import torch
     from peft import get_peft_model
     from transformers import AutoConfig
 
     try:
-        architecture = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
-        base = _without_weights(architecture, trust_remote_code)
+        architecture = AutoConfig.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+        empty = _without_weights(architecture, trust_remote_code)
     except Exception as error:
-        raise _reading_failed(base_model, "architecture", error) from error
+        raise _not_loadable(base, "architecture", error) from error
     positions = getattr(architecture, "max_position_embeddings", None)
     if positions and longest > positions:
         raise UserError(
             "rows_longer_than_model",
-            f"The longest row has {longest} tokens, and {base_model} reads {positions} at most",
+            f"The longest row has {longest} tokens, and {base.name} reads {positions} at most",
             f"Set training_max_seq_len={positions} or less, or take a model with a longer context",
         )
     if adapter is None:
-        return
+        return empty
     try:
         with torch.device("meta"):
-            get_peft_model(base, adapter)
+            return get_peft_model(empty, adapter)
     except Exception as error:
         raise UserError(
             "adapter_does_not_fit",
-            f"{base_model} cannot get the adapter that was asked for: {error}",
+            f"{base.name} cannot get the adapter that was asked for: {error}",
             "Name modules that the model has in training_lora_target_modules, or leave it out for all linear layers",
         ) from error
+
+
+def _on_hub(asked: Repository, say: Say, trust_remote_code: bool) -> BaseModel:
+    if hub.is_offline():
+        directory = hub.cached(asked)
+        found = asked.at(directory.name)
+        say(f"HF_HUB_OFFLINE is set: {found.named} is taken from the cache, whatever the hub has now")
+        return replace(_in_directory(directory, found.named, found.id), revision=found.revision)
+    answer = hub.ask(asked)
+    found = asked.at(answer.sha)
+    there = {file.rfilename: file.size or 0 for file in answer.siblings}
+    _ensure_config(there, found.named)
+    directory = hub.download(found, [name for name in there if _is_small(name, trust_remote_code)])
+    hub.remember(asked, directory)
+    weights = _weights(directory, there, found.named)
+    here = _sizes_in(directory)
+    return BaseModel(
+        name=found.named,
+        path=str(directory),
+        reference=found.id,
+        revision=found.revision,
+        weight_bytes=sum(weights.values()),
+        fetched=all(here.get(name) == size for name, size in weights.items()),
+    )
+
+
+def _in_store(uri: str, directory: Path, say: Say, trust_remote_code: bool) -> BaseModel:
+    from airflow_provider_finetune.runner.storage import fetch, shown, sizes
+
+    there = sizes(uri, _ARGUMENT, what="model")
+    _ensure_config(there, shown(uri))
+    fetch(uri, _ARGUMENT, directory, say, what="model", wanted=lambda name: _is_small(name, trust_remote_code))
+    weights = _weights(directory, there, shown(uri))
+    return BaseModel(shown(uri), str(directory), shown(uri), None, sum(weights.values()), fetched=False)
+
+
+def _in_directory(path: Path, name: str, reference: str) -> BaseModel:
+    there = _sizes_in(path)
+    _ensure_config(there, name)
+    weights = _weights(path, there, name)
+    for file, size in weights.items():
+        if size < 1_000 and (path / file).read_bytes().startswith(b"version https://git-lfs"):
+            raise _incomplete(name, f"holds a pointer of Git LFS in place of the weights in {file}: run git lfs pull")
+    return BaseModel(name, str(path), reference, None, sum(weights.values()), fetched=True)
+
+
+def _sizes_in(directory: Path) -> dict[str, int]:
+    return {entry.name: entry.stat().st_size for entry in directory.iterdir() if entry.is_file()}
+
+
+_SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+"""Config, index of the weights, generation config, chat templates and the vocabularies of all kinds of tokenizers."""
+
+
+def _is_small(name: str, trust_remote_code: bool) -> bool:
+    if "/" in name:
+        return name.startswith("additional_chat_templates/")
+    return name.endswith(_SMALL) or (trust_remote_code and name.endswith(".py"))
+
+
+def _ensure_config(there: Collection[str], model: str) -> None:
+    if "config.json" in there:
+        return
+    if "adapter_config.json" in there:
+        cure = "Merge the adapter into its base model and name the merged model"
+    else:
+        cure = "Name the directory or repository that transformers' save_pretrained has written"
+    raise UserError("model_incomplete", f"{_ARGUMENT}: {model} has no config.json", cure)
+
+
+def _weights(directory: Path, there: Mapping[str, int | None], model: str) -> dict[str, int]:
+    """Return names and sizes of the weight files that transformers will load, which prefers safetensors.
+
+    :param directory: has the index where the weights are in several files.
+    :param there: names and sizes of the files where the weights are.
+    :param model: its name for messages.
+    :raises UserError: there are none, or not all of them, or one is empty.
+    """
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = f"{whole}.index.json"
+        if whole in there or index in there:
+            names = [whole] if whole in there else _shards(directory / index, model)
+            break
+    else:
+        raise _incomplete(model, "has no weights: neither model.safetensors nor pytorch_model.bin, whole or in parts")
+    if missing := [name for name in names if not there.get(name)]:
+        raise _incomplete(model, f"lacks weights, or they are empty: {', '.join(missing[:5])}")
+    return {name: there[name] or 0 for name in names}
+
+
+def _shards(index: Path, model: str) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise _incomplete(model, f"has an index of its weights that cannot be read, {index.name}") from error
+
+
+def _incomplete(model: str, why: str) -> UserError:
+    return UserError(
+        "model_incomplete",
+        f"{_ARGUMENT}: {model} {why}",
+        "Copy or save it again whole, with the files that transformers' save_pretrained writes",
+    )
+
+
+def _ensure_architecture_known(base: BaseModel) -> None:
+    """Before anything is built from it: the tokenizer of an unknown architecture may load, and mean something else."""
+    from importlib.metadata import version
+
+    from transformers import CONFIG_MAPPING
+
+    try:
+        config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
+        kind, brings_code = config.get("model_type"), "AutoConfig" in config.get("auto_map", {})
+    except (ValueError, AttributeError) as error:
+        raise _incomplete(base.name, f"has a config.json that cannot be read: {error}") from error
+    if kind not in CONFIG_MAPPING and not brings_code:
+        raise UserError(
+            "architecture_unknown",
+            f"{base.name} is of the architecture model_type={kind!r}, which transformers {version('transformers')} "
+            "does not know",
+            "Take an image with a newer transformers, or another model",
+        )
+
+
+def _not_loadable(base: BaseModel, what: str, error: Exception) -> UserError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UserError(
+            "model_brings_code",
+            f"The {what} of {base.name} is code that the model brings along, which is not run unasked",
+            "Read that code, and set extra_args={'trust_remote_code': True} where you trust it",
+        )
+    reason = text.splitlines()[0] if text else type(error).__name__
+    if what == "tokenizer":
+        cause, cure = "model_without_tokenizer", "It needs tokenizer.json and tokenizer_config.json beside config.json"
+    else:
+        cause, cure = "architecture_not_loadable", "Name a model that transformers loads with AutoModelForCausalLM"
+    return UserError(cause, f"The {what} of {base.name} cannot be loaded: {reason}", cure)
 
 
 def _without_weights(architecture: Any, trust_remote_code: bool) -> Any:
@@ -112,128 +319,3 @@ def _without_weights(architecture: Any, trust_remote_code: bool) -> Any:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust_remote_code)
-
-
-def _reading_failed(model: str, what: str, error: Exception) -> RunFailed:
-    text = str(error)
-    names = {type(link).__name__ for link in (error, error.__cause__, error.__context__) if link}
-    if "trust_remote_code" in text:
-        return UserError(
-            "model_brings_code",
-            f"The {what} of {model} is code that the model brings along, which is not run unasked",
-            "Read that code, and set extra_args={'trust_remote_code': True} where you trust it",
-        )
-    refused = "GatedRepoError" in names or any(word in text for word in ("gated repo", "401", "403"))
-    if refused and not Path(model).is_dir():
-        return UserError(
-            "model_gated",
-            f"The HuggingFace hub refuses {model}: its {what} needs rights that were not given",
-            "Accept the model's licence there and hand over a token: secrets={'HF_TOKEN': 'conn:<connection id>'}",
-        )
-    if not Path(model).is_dir() and ("RepositoryNotFoundError" in names or "not a valid model identifier" in text):
-        return UserError(
-            "model_missing",
-            f"The HuggingFace hub has no model {model}, or hides it from this account",
-            "Check the name; a private model needs secrets={'HF_TOKEN': 'conn:<connection id>'}",
-        )
-    if not Path(model).is_dir() and ("connect" in text.lower() or "offline" in text.lower()):
-        return RunFailed(
-            "infrastructure",
-            "hub_unreachable",
-            f"The HuggingFace hub cannot be reached for {model}",
-            "Check the network of this machine, or name a local directory in training_base_model",
-        )
-    return UserError(
-        "model_without_tokenizer",
-        f"The {what} of {model} cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}",
-        "The directory needs the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json",
-    )
-
-
-def prove_adapter(directory: Path, base_model: str, chat_template: str, *, trust_remote_code: bool = False) -> None:
-    """Make sure that a LoRA adapter can be loaded onto its base model by somebody else.
-
-    The adapter is held against the base model's architecture, built without memory for weights, so the proof of a
-    large model is as quick as that of a small one.
-
-    :param directory: the adapter as the backend wrote it.
-    :param base_model: what :func:`locate` returned.
-    :param chat_template: the template that was trained with.
-    :param trust_remote_code: run code that the model brings along.
-    :raises RunFailed: a file is missing, a weight is not finite, a tensor has no place in the base model.
-    """
-    import torch
-    from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = PeftConfig.from_pretrained(str(directory))
-        weights = load_file(directory / "adapter_model.safetensors")
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
-        architecture = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
-        base = _without_weights(architecture, trust_remote_code)
-        with torch.device("meta"):
-            assert isinstance(config, LoraConfig)
-            expected = get_peft_model_state_dict(get_peft_model(base, config))
-    except Exception as error:
-        raise _broken(directory, f"it cannot be loaded: {error}") from error
-    if {name: tensor.shape for name, tensor in weights.items()} != {n: t.shape for n, t in expected.items()}:
-        raise _broken(directory, "its tensors are not those of a LoRA adapter for the base model")
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise _broken(directory, "it holds weights that are not finite")
-    if tokenizer.chat_template != chat_template:
-        raise _broken(directory, "its chat template is not the one that was trained with")
-
-
-def prove_full(directory: Path, base_model: str, chat_template: str, *, trust_remote_code: bool = False) -> None:
-    """Make sure that a model of all weights can be loaded by somebody else, and that it has learned something.
-
-    :param directory: the model as the backend wrote it.
-    :param base_model: what :func:`locate` returned.
-    :param chat_template: the template that was trained with.
-    :param trust_remote_code: run code that the model brings along.
-    :raises RunFailed: it cannot be loaded, is not of the base model's architecture and vocabulary, or a weight is not
-        finite.
-    :raises UserError: every weight is that of the base model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not list(directory.glob("*.safetensors")):
-        raise _broken(directory, "it has no weights as safetensors")
-    try:
-        trained, loading = AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _broken(directory, f"it cannot be loaded: {error}") from error
-    if any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
-        raise _broken(directory, f"its weights are not those of its architecture: {loading}")
-    base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto", trust_remote_code=trust_remote_code)
-    weights, expected = dict(trained.named_parameters()), dict(base.named_parameters())
-    if {name: weight.shape for name, weight in weights.items()} != {n: w.shape for n, w in expected.items()}:
-        raise _broken(directory, "its weights are not of the base model's architecture and vocabulary")
-    if not all(torch.isfinite(weight).all() for weight in weights.values()):
-        raise _broken(directory, "it holds weights that are not finite")
-    original = AutoTokenizer.from_pretrained(base_model, trust_remote_code=trust_remote_code)
-    if tokenizer.get_vocab() != original.get_vocab():
-        raise _broken(directory, "its tokenizer has not the base model's vocabulary")
-    if tokenizer.chat_template != chat_template:
-        raise _broken(directory, "its chat template is not the one that was trained with")
-    if all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in weights.items()):
-        raise UserError(
-            "nothing_learned",
-            f"The trained model in {directory} is the base model: no weight has changed. It was not published",
-            "Raise training_learning_rate, or lower training_lr_warmup_steps: in the first step of a warm-up it is 0",
-        )
-
-
-def _broken(directory: Path, why: str) -> RunFailed:
-    return RunFailed(
-        "infrastructure",
-        "model_not_loadable",
-        f"The trained model in {directory} is not usable: {why}",
-        "It was not published. The training log says what happened while it was saved",
-    )
