@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         die_with_parent()
         work_dir = WorkDir(arguments.work_dir)
-        return launch.main(work_dir) if arguments.command == "launch" else worker.main(work_dir, only=arguments.only)
+        if arguments.command == "launch":
+            return launch.main(work_dir)
+        return worker.main(work_dir, only=arguments.only, every_row=arguments.all)
     from airflow_provider_finetune.runner import attempt
 
     if arguments.exit_with_parent:
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return attempt.run(
         arguments.spec_json if arguments.spec is None else arguments.spec,
         check_only=arguments.command == "check",
+        every_row=arguments.all,
         termination_message=arguments.termination_message,
     )
 
@@ -52,8 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--exit-with-parent", action="store_true", help="end when the process that started this one is gone"
         )
+    # A training tokenises all rows in any case.
+    parser.set_defaults(all=False)
+    commands.choices["check"].add_argument(
+        "--all", action="store_true", help="look at lengths and mask of all rows, not of 2,000 drawn evenly"
+    )
     work, launch = commands.add_parser("work"), commands.add_parser("launch")
-    work.add_argument("--only", choices=("check", "train"))
+    work.add_argument("--only", choices=("check", "prepare", "train"))
+    work.add_argument("--all", action="store_true")
     for command in (work, launch):
         command.add_argument("--work-dir", type=Path, required=True)
     return parser

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PEER_FAILED, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import algorithms, nodes, recovery, storage, workdir
+from airflow_provider_finetune.runner import algorithms, nodes, recovery, retention, storage, workdir
 from airflow_provider_finetune.runner.failures import UserError, explain
 from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.meeting import Meeting, join
@@ -23,11 +23,14 @@ from airflow_provider_finetune.runner.workdir import WorkDir
 _LOG_TAIL_LINES = 40
 
 
-def run(document: Path | str, *, check_only: bool, termination_message: Path | None) -> int:
+def run(
+    document: Path | str, *, check_only: bool, every_row: bool = False, termination_message: Path | None = None
+) -> int:
     """Run one attempt on this node.
 
     :param document: the :class:`~airflow_provider_finetune.contract.spec.TrainingSpec`, or a file that holds it.
     :param check_only: end after the check.
+    :param every_row: a check looks at lengths and mask of all rows, not of a sample.
     :param termination_message: a file for the small form, beside the line on standard output.
     :return: exit status, 0 or 1.
     """
@@ -45,7 +48,7 @@ def run(document: Path | str, *, check_only: bool, termination_message: Path | N
         return _leave(Outcome(status="failed", failure=explain(error)), None, log, termination_message)
     log.open(work_dir.log())
     meeting = Meeting(here, spec, work_dir)
-    outcome = _attempt(spec, work_dir, log, stop, here, meeting, check_only=check_only)
+    outcome = _attempt(spec, work_dir, log, stop, here, meeting, check_only=check_only, every_row=every_row)
     status = _leave(outcome, work_dir, log, termination_message)
     meeting.dismiss(outcome.failure, stop)
     return status
@@ -71,16 +74,18 @@ def _attempt(
     meeting: Meeting,
     *,
     check_only: bool,
+    every_row: bool,
 ) -> Outcome:
     facts: dict[str, Any] = {"work_dir": str(work_dir.path), "spec_hash": spec.whole_hash()}
     series = Series()
     try:
         storage.put_text(spec.to_json(), work_dir.spec)
-        log.say(f"{spec.algorithm}: {spec.base_model} on {spec.dataset}; work directory {work_dir.path}")
+        model, data = storage.shown(spec.base_model), storage.shown(spec.dataset)
+        log.say(f"{spec.algorithm}: {model} on {data}; work directory {work_dir.path}")
         epochs = algorithms.effective_parameters(spec)["num_epochs"]
         supervisor = Supervisor(spec, work_dir, log, stop, epochs=epochs)
         if check_only:
-            supervisor.run("work --only check")
+            supervisor.run("work --only check" + " --all" * every_row)
         elif here.processes == 1:
             supervisor.run()
         else:
@@ -97,19 +102,24 @@ def _attempt(
             cure="The last lines of train.log say what it did",
         )
     if failure is not None:
-        for name in ("model_uri", "model_path", "model_kind"):
+        for name in ("model_uri", "model_path", "model_kind", "adapter_uri"):
             facts.pop(name, None)
         failure = replace(failure, log_tail=tail(work_dir.log(), _LOG_TAIL_LINES))
     known = {item.name for item in fields(Outcome)}
     status: Status = "failed" if failure else "checked" if check_only else "succeeded"
     outcome = Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})
-    return _draw(outcome, spec, work_dir, series, log) if series.last else outcome
+    if series.last:
+        outcome = _draw(outcome, spec, work_dir, series, log)
+    _forget_credentials(spec, work_dir, log)
+    if removed := retention.tidy(spec, work_dir, published=outcome.status == "succeeded"):
+        log.say(f"{' and '.join(removed)} of the run are removed, since keep={spec.keep!r}")
+    return outcome
 
 
 def _train_together(supervisor: Supervisor, meeting: Meeting, log: RunLog, stop: Stop) -> None:
     """Check in one process, then train in several, here and on the other nodes."""
     meeting.open()
-    if supervisor.run("work --only check"):
+    if supervisor.run("work --only prepare"):
         meeting.wait_for_all(stop, log.say)
         meeting.start()
         supervisor.run("launch")
@@ -146,6 +156,16 @@ def _with_culprit(failure: Failure | None, work_dir: WorkDir, here: Placement) -
     return failure
 
 
+def _forget_credentials(spec: TrainingSpec, work_dir: WorkDir, log: RunLog) -> None:
+    """Keep the spec without signed links, which the training has needed and nobody needs any more."""
+    if (shown := spec.shown()) == spec:
+        return
+    try:
+        storage.put_text(shown.to_json(), work_dir.spec)
+    except Exception as error:
+        log.say(f"{work_dir.spec} still has what gives access to the data: {explain(error).message}", "warning")
+
+
 def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Series, log: RunLog) -> Outcome:
     """Add metrics, curve and chart to ``outcome`` and write them; those of a failed training stay where it worked.
 
@@ -157,19 +177,21 @@ def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Serie
         metrics = Outcome(status=outcome.status, metrics=outcome.metrics, loss_curve=outcome.loss_curve).to_json()
         storage.put_text(metrics, work_dir.metrics)
         if spec.output_metrics and published:
-            storage.put_text(metrics, storage.output_file(spec.output_metrics, "output_metrics", "metrics.json"))
+            storage.output_place(spec.output_metrics, "output_metrics", "metrics.json").put_text(metrics)
         page = render_chart(
-            series, title=f"Training loss: {spec.base_model}", subtitle=f"{spec.algorithm} on {spec.dataset}"
+            series,
+            title=f"Training loss: {storage.shown(spec.base_model)}",
+            subtitle=f"{spec.algorithm} on {storage.shown(spec.dataset)}",
         )
-        chart = work_dir.chart
-        storage.put_text(page, chart)
+        chart = storage.place(str(work_dir.chart), "output_loss_chart", spec.mounts)
+        chart.put_text(page)
         if spec.output_loss_chart and published:
-            chart = storage.output_file(spec.output_loss_chart, "output_loss_chart", "loss.html")
-            storage.put_text(page, chart)
+            chart = storage.output_place(spec.output_loss_chart, "output_loss_chart", "loss.html", spec.mounts)
+            chart.put_text(page)
     except Exception as error:
         log.say(f"Metrics or loss chart could not be written: {explain(error).message}", "warning")
         return outcome
-    return replace(outcome, loss_chart=storage.uri_of(chart, spec.mounts))
+    return replace(outcome, loss_chart=chart.uri)
 
 
 def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_message: Path | None) -> int:
@@ -181,6 +203,8 @@ def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_
         log.say(outcome.failure.cure)
     elif outcome.status == "succeeded":
         log.say(f"model: {outcome.model_uri} ({outcome.model_kind}), loss chart: {outcome.loss_chart}")
+        if outcome.adapter_uri:
+            log.say(f"adapter: {outcome.adapter_uri}")
     for path, text in targets:
         try:
             # /dev/termination-log is a mounted file that cannot be renamed over.

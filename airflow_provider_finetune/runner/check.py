@@ -1,33 +1,54 @@
-"""Everything that can be known before the first training step, cheapest first; the weights are not touched."""
+"""Everything that can be known before the first training step, cheapest first; the base model's weights come last."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
-import importlib.util
 import json
 import os
-import sys
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import algorithms, backends, dataset, findings, masking, model, storage
-from airflow_provider_finetune.runner.dataset import Structure
+from airflow_provider_finetune.runner import (
+    algorithms,
+    backends,
+    forecast,
+    masking,
+    memory,
+    merging,
+    model,
+    planning,
+    preconditions,
+    publishing,
+    report,
+    storage,
+)
+from airflow_provider_finetune.runner.data import rows
+from airflow_provider_finetune.runner.data.locate import locate
+from airflow_provider_finetune.runner.data.rows import Structure
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.forecast import Part
 from airflow_provider_finetune.runner.masking import Encoding
+from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.nodes import placement
+from airflow_provider_finetune.runner.report import Report
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the check hands to the training: training-hub's ``keywords``, and what its model is held against."""
+    """What the check hands to the training.
 
-    model: str
-    chat_template: str
+    * ``base``: what is trained, and what the result is held against
+    * ``chat_template``: the one that rows were rendered with; ``None`` where the tokenizer has none
+    * ``keywords``: training-hub's
+    """
+
+    base: BaseModel
+    chat_template: str | None
     keywords: dict[str, Any]
 
     def to_json(self) -> str:
@@ -37,81 +58,184 @@ class Prepared:
     @classmethod
     def from_json(cls, text: str) -> Prepared:
         """Read what :meth:`to_json` has written."""
-        return cls(**json.loads(text))
+        document = json.loads(text)
+        return cls(**{**document, "base": BaseModel(**document["base"])})
 
 
-def check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
+def check(
+    spec: TrainingSpec, work_dir: WorkDir, events: Events, *, to_train: bool = True, every_row: bool = False
+) -> Prepared:
     """Check and prepare one training.
 
     :param spec: what is to be trained.
-    :param work_dir: where the tokenised data goes.
+    :param work_dir: where rows and tokens go.
     :param events: takes the report of what was found.
+    :param to_train: prepare the training as well: tokens of all rows, and the base model's weights.
+    :param every_row: lengths and mask of all rows at once, instead of a sample drawn evenly.
     :raises RunFailed: something would make the training fail or its model wrong.
     """
-    _ensure_outputs_writable(spec)
-    structure = dataset.check_structure(dataset.locate(spec.dataset))
-    dataset.ensure_few_dropped(structure.rows, structure.dropped, spec.max_dropped)
-    events.say(f"data: {structure.path}, {structure.rows} rows, {structure.usable} of the right form")
-    base_model = model.locate(spec.base_model)
-    _ensure_installed(spec)
+    trust = bool(spec.extra_args.get("trust_remote_code"))
+    preconditions.ensure_outputs_writable(spec, work_dir, events)
+    preconditions.ensure_installed(spec)
+    data_dir = _data_dir(spec, work_dir)
+    structure = _read(spec.dataset, "dataset", data_dir / "rows.jsonl", work_dir, events, trust)
+    events.report(dataset=structure.summary())
+    report.tell_data(structure, spec.max_dropped, events)
+    base = model.locate(spec.base_model, scratch=work_dir.scratch(), say=events.say, trust_remote_code=trust)
+    events.report(base_model={"name": base.reference, **({"revision": base.revision} if base.revision else {})})
     with events.timed("seconds_import"):
-        backend = _import_libraries(spec.algorithm)
-    _ensure_device(spec)
-    tokenizer = model.load_tokenizer(base_model, trust_remote_code=bool(spec.extra_args.get("trust_remote_code")))
+        backend = preconditions.import_libraries(spec.algorithm)
+    preconditions.ensure_device(spec)
+    chats = structure.form != "text"
+    tokenizer = model.load_tokenizer(base, chats=chats, trust_remote_code=trust)
     for sentence in algorithms.without_effect(spec, "cpu"):
         events.warn(sentence)
-    return _prepare(spec, work_dir, events, structure, base_model, tokenizer, backend)
+    return _Check(spec, work_dir, data_dir, events, structure, base, tokenizer, backend).run(
+        to_train=to_train, every_row=every_row
+    )
 
 
-def _prepare(
-    spec: TrainingSpec,
-    work_dir: WorkDir,
-    events: Events,
-    structure: Structure,
-    base_model: str,
-    tokenizer: Any,
-    backend: str,
-) -> Prepared:
-    parameters = algorithms.effective_parameters(spec)
-    data_dir = _data_dir(parameters["data_output_dir"], work_dir)
-    data_path = data_dir / "train.parquet"
-    sent = algorithms.keywords(
-        spec,
-        device="cpu",
-        data_path=str(data_path),
-        model_path=base_model,
-        checkpoints=str(work_dir.checkpoints),
-        data_dir=str(data_dir),
-    )
-    sent = algorithms.with_extra_args(sent, spec.extra_args)
-    algorithms.refuse_what_would_be_dropped(spec.algorithm, backend, sent)
-    dataset_type = sent.get("dataset_type", "passthrough")
-    if dataset_type != "passthrough":
-        sent["data_path"] = str(structure.path)
-    encoding = _encoding(spec.algorithm, parameters)
-    tokenised = masking.tokenise(dataset.chat_rows(structure.path), tokenizer, encoding, data_path)
-    dataset.ensure_unchanged(structure)
-    findings.judge_rows(spec, structure, tokenised, parameters["max_seq_len"], events)
-    findings.judge_mask(dataset_type, structure, tokenised, events)
-    if dataset_type == "passthrough":
-        findings.show_samples(spec.show_samples, structure, tokenizer, encoding, events)
-        if "eval_data_path" in sent:
-            sent["eval_data_path"] = _tokenise_evaluation(sent["eval_data_path"], tokenizer, encoding, data_dir)
-    algorithms.ensure_a_model_is_saved(spec, tokenised.rows)
-    findings.plan_steps(spec, sent, tokenised, parameters, events, placement(spec, os.environ).processes)
-    _ensure_arguments_fit(spec.algorithm, sent, base_model, tokenised.longest)
-    events.report(
-        dataset={
-            "path": str(structure.path),
-            "sha256": structure.sha256,
-            "rows": structure.rows,
-            "rows_used": tokenised.rows,
-            "rows_dropped": structure.dropped.rows,
-            **tokenised.summary(),
-            **({} if dataset_type == "passthrough" else findings.TRAINED_WHOLE),
-        }
-    )
-    return Prepared(base_model, tokenizer.chat_template, sent)
+class _Check:
+    """What is checked once data, small files of the model, and libraries are there."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        work_dir: WorkDir,
+        data_dir: Path,
+        events: Events,
+        structure: Structure,
+        base: BaseModel,
+        tokenizer: Any,
+        backend: str,
+    ) -> None:
+        self._spec, self._work_dir, self._data_dir, self._events = spec, work_dir, data_dir, events
+        self._structure, self._base, self._tokenizer = structure, base, tokenizer
+        self._trust = bool(spec.extra_args.get("trust_remote_code"))
+        self._parameters = algorithms.effective_parameters(spec)
+        self._encoding = _encoding(spec.algorithm, self._parameters)
+        self._sent = self._keywords(backend)
+        self._dataset_type = self._sent.get("dataset_type", "passthrough")
+
+    def run(self, *, to_train: bool, every_row: bool) -> Prepared:
+        found = self._look(None if every_row else report.SAMPLE)
+        steps = self._judge(found)
+        if self._dataset_type == "passthrough":
+            samples = rows.rows(self._structure.path)
+            report.show_samples(self._spec.show_samples, samples, self._tokenizer, self._encoding, self._events)
+            if "eval_data_path" in self._sent:
+                self._sent["eval_data_path"] = self._tokenise_evaluation(self._sent["eval_data_path"])
+        self._foresee(found, steps)
+        if to_train and found.sampled:
+            found = self._look(None)
+            self._judge(found)
+            self._ensure_arguments_fit(found)
+        if to_train and self._dataset_type != "passthrough":
+            self._sent["data_path"] = str(self._data_dir / "chats.jsonl")
+            rows.export(self._structure.path, Path(self._sent["data_path"]))
+        base = model.fetch_weights(self._base, self._events.say) if to_train else self._base
+        return Prepared(base, self._tokenizer.chat_template, self._sent)
+
+    def _keywords(self, backend: str) -> dict[str, Any]:
+        sent = algorithms.keywords(
+            self._spec,
+            device="cpu",
+            data_path=str(self._data_dir / "train.parquet"),
+            model_path=self._base.path,
+            checkpoints=str(self._work_dir.checkpoints),
+            data_dir=str(self._data_dir),
+        )
+        sent = algorithms.with_extra_args(sent, self._spec.extra_args)
+        algorithms.refuse_what_would_be_dropped(self._spec.algorithm, backend, sent)
+        return sent
+
+    def _look(self, wanted: int | None) -> Report:
+        """Tokenise ``wanted`` rows drawn evenly, or all; the tokens of a sample are not kept."""
+        structure = self._structure
+        if wanted and wanted < structure.usable:
+            chosen, total, target = rows.evenly(structure.path, structure.usable, wanted), wanted, None
+        else:
+            chosen, total, target = rows.rows(structure.path), structure.usable, self._data_dir / "train.parquet"
+        chosen = report.followed(chosen, total, self._events)
+        return Report(structure, masking.tokenise(chosen, self._tokenizer, self._encoding, target))
+
+    def _judge(self, found: Report) -> int:
+        """Tell what was found, refuse what cannot be trained on, and return the steps that will come."""
+        trained_whole = self._dataset_type != "passthrough"
+        self._events.report(dataset=found.summary(trained_whole=trained_whole))
+        report.tell_tokens(found, self._parameters["max_seq_len"], self._spec.max_dropped, self._events)
+        if trained_whole:
+            report.tell_library_mask(self._dataset_type, found, self._events)
+        else:
+            report.tell_mask(found, self._events)
+        algorithms.ensure_a_model_is_saved(self._spec, found.rows)
+        processes = placement(self._spec, os.environ).processes
+        return planning.plan_steps(self._spec, self._sent, found, self._parameters, self._events, processes)
+
+    def _foresee(self, found: Report, steps: int) -> None:
+        """Hold arguments, disk and memory against what there is."""
+        spec, base = self._spec, self._base
+        counted = forecast.sizes(self._ensure_arguments_fit(found))
+        beside = forecast.model_files(Path(base.path))
+        merged, copied = forecast.published(spec.algorithm, spec.output_kind, counted, base.weight_bytes, beside)
+        checkpoints = forecast.checkpoints(spec.algorithm, self._sent, counted, beside, rows=found.rows, steps=steps)
+        parts = [
+            Part("base model's weights", Path(base.path), 0 if base.fetched else base.weight_bytes),
+            Part("tokenised data", self._data_dir, forecast.tokenised(spec.algorithm, found.tokens)),
+            Part("checkpoints", self._work_dir.checkpoints, checkpoints),
+            Part("merged model" if spec.algorithm == "lora_sft" else "model", self._work_dir.path, merged),
+            *(Part("published model", place, copied) for place in self._published_to()),
+        ]
+        forecast.ensure_disk_suffices(parts, self._events)
+        if spec.output_kind != "adapter":
+            merging.ensure_mergeable(base.path, trust_remote_code=self._trust)
+            needed = merging.memory_needed(base.weight_bytes)
+            forecast.ensure_memory_suffices(needed, self._events, available=memory.available())
+
+    def _published_to(self) -> Iterable[Path]:
+        places = publishing.targets(self._spec, self._work_dir.model).values()
+        return [place.path for place in places if place.path][:1]
+
+    def _ensure_arguments_fit(self, found: Report) -> Any:
+        """Find before the weights are touched what the libraries would find after; return the model without weights."""
+        backend = backends.of(self._spec.algorithm)
+        try:
+            arguments = backend.training_arguments(self._sent)
+            for item in fields(arguments):
+                # TRL checks no types; the optimizer would in its first step.
+                if type(item.default) in (int, float) and isinstance(value := getattr(arguments, item.name), str):
+                    raise TypeError(f"{item.name}={value!r} must be a number")
+            adapter = backend.lora_config(self._sent) if self._spec.algorithm == "lora_sft" else None
+        except Exception as error:
+            raise UserError(
+                "arguments_refused",
+                f"TRL or PEFT refuses the training's arguments: {error}",
+                "Correct training_lr_scheduler or the values in extra_args; their types are those of training-hub",
+            ) from error
+        return model.ensure_fits(self._base, adapter, found.tokenised.longest, trust_remote_code=self._trust)
+
+    def _tokenise_evaluation(self, uri: str) -> str:
+        argument = "extra_args['eval_data_path']"
+        evaluation = self._data_dir / "eval.jsonl"
+        structure = _read(uri, argument, evaluation, self._work_dir, self._events, self._trust)
+        target = evaluation.with_suffix(".parquet")
+        if not masking.tokenise(rows.rows(structure.path), self._tokenizer, self._encoding, target).rows:
+            raise UserError(
+                "dataset_unusable",
+                f"{argument}={storage.shown(uri)!r} has no row to evaluate on",
+                "Mend it, or leave it out",
+            )
+        return str(target)
+
+
+def _read(uri: str, argument: str, target: Path, work_dir: WorkDir, events: Events, trust: bool) -> Structure:
+    """Bring a data set to one file of canonical rows; what was fetched for that is removed again."""
+    fetched = work_dir.scratch() / f"fetched-{target.stem}"
+    try:
+        source = locate(uri, argument=argument, scratch=fetched, say=events.say, trust_remote_code=trust)
+        return rows.read(source, target, events.say)
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
 
 
 def _encoding(algorithm: str, parameters: dict[str, Any]) -> Encoding:
@@ -122,107 +246,10 @@ def _encoding(algorithm: str, parameters: dict[str, Any]) -> Encoding:
     )
 
 
-def _data_dir(asked_for: str | None, work_dir: WorkDir) -> Path:
-    """Return where the tokenised data goes: in a directory of this attempt, also where several were given one."""
-    if not asked_for:
-        return work_dir.data
-    identity = hashlib.sha256(str(work_dir.path).encode()).hexdigest()[:12]
-    directory = storage.local_path(asked_for, "training_data_output_dir") / identity
-    storage.ensure_writable(directory, "training_data_output_dir")
+def _data_dir(spec: TrainingSpec, work_dir: WorkDir) -> Path:
+    """Return where rows and tokens go: in a directory of this attempt, also where several were given one."""
+    asked_for = spec.parameters.get("data_output_dir")
+    directory = work_dir.processed(asked_for)
+    if asked_for:
+        storage.ensure_writable(directory, "training_data_output_dir")
     return directory
-
-
-def _ensure_arguments_fit(algorithm: str, sent: dict[str, Any], base_model: str, longest: int) -> None:
-    """Find before the weights are touched what the libraries would find after."""
-    backend = backends.of(algorithm)
-    try:
-        arguments = backend.training_arguments(sent)
-        for item in fields(arguments):
-            # TRL checks no types; the optimizer would in its first step.
-            if type(item.default) in (int, float) and isinstance(value := getattr(arguments, item.name), str):
-                raise TypeError(f"{item.name}={value!r} must be a number")
-        adapter = backend.lora_config(sent) if algorithm == "lora_sft" else None
-    except Exception as error:
-        raise UserError(
-            "arguments_refused",
-            f"TRL or PEFT refuses the training's arguments: {error}",
-            "Correct training_lr_scheduler or the values in extra_args; their types are those of training-hub",
-        ) from error
-    model.ensure_fits(base_model, adapter, longest, trust_remote_code=bool(sent.get("trust_remote_code")))
-
-
-def _import_libraries(algorithm: str) -> str:
-    """Import training-hub and return the name of the backend that is registered there.
-
-    The garbage collector would go again and again through the million objects that these imports make and none of
-    which is garbage: a fifth of the time.
-    """
-    gc.disable()
-    try:
-        name: str = backends.of(algorithm).register()
-    finally:
-        gc.freeze()
-        gc.enable()
-    return name
-
-
-def _tokenise_evaluation(uri: str, tokenizer: Any, encoding: Encoding, data_dir: Path) -> str:
-    structure = dataset.check_structure(dataset.locate(uri, "extra_args['eval_data_path']"))
-    target = data_dir / "eval.parquet"
-    if not masking.tokenise(dataset.chat_rows(structure.path), tokenizer, encoding, target).rows:
-        raise UserError(
-            "dataset_unusable", f"eval_data_path={uri!r} has no row to evaluate on", "Mend it, or leave it out"
-        )
-    return str(target)
-
-
-def _ensure_outputs_writable(spec: TrainingSpec) -> None:
-    for argument, name in (("output_metrics", "metrics.json"), ("output_loss_chart", "loss.html")):
-        uri = getattr(spec, argument)
-        if uri:
-            storage.ensure_writable(storage.output_file(uri, argument, name).parent, argument)
-    if spec.output_model:
-        target = storage.local_path(spec.output_model, "output_model")
-        places = (spec.base_model, spec.dataset, spec.work_dir)
-        needed = [storage.local_path(place, "") for place in places if storage.scheme(place) in (None, "file")]
-        storage.ensure_replaceable(target, needed)
-        storage.ensure_writable(target.resolve().parent, "output_model")
-
-
-def _ensure_installed(spec: TrainingSpec) -> None:
-    needed = {"training_hub": "training-hub", "trl": "trl", "peft": "peft"}
-    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(
-            "training_hub_missing",
-            f"{sys.executable} has no {', '.join(missing)}",
-            "Install 'airflow-provider-finetune[local]' into an environment and name its interpreter in local_python "
-            "or [finetune] local_python",
-        )
-    if spec.algorithm == "osft":
-        raise UserError(
-            "algorithm_not_there_yet",
-            "This version's runner trains SFT and LoRA; OSFT was asked for",
-            "Set training_algorithm='SFT', or use LoRAOperator",
-        )
-
-
-def _ensure_device(spec: TrainingSpec) -> None:
-    """Refuse where a GPU was asked for or could be meant: better said at once than crawling on a CPU."""
-    import torch
-
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise RunFailed(
-            "infrastructure",
-            "no_cuda_device",
-            "A GPU was asked for, and this machine has no CUDA device that PyTorch can use",
-            "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
-        )
-    if spec.device != "cpu" and torch.cuda.is_available():
-        raise UserError(
-            "cuda_not_there_yet",
-            "This version trains on the CPU only, and "
-            + ("a GPU was asked for" if spec.device == "cuda" else "this machine has a CUDA device"),
-            "Set training_resource_gpu_per_worker=0 to train on the CPU",
-        )
-    algorithms.refuse_quantisation_on_cpu(spec)

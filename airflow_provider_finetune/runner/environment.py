@@ -9,6 +9,8 @@ from pathlib import Path
 
 _DEFAULTS = {
     "PYTHONUNBUFFERED": "1",
+    # TRL tells the hub of each training, also where model and data come from elsewhere.
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     # OpenMP's threads spin while they wait for each other: where another process wants a core, each layer waits for a
     # thread that has none, and a training was seen to take several times longer. Asleep they leave the core; where
     # nothing else runs that costs some 5 % (135 M parameters, 2 cores), and training_envs may say ACTIVE.

@@ -1,29 +1,31 @@
-"""Token ids and labels of chat rows: which tokens are trained.
+"""Token ids and labels of rows: which tokens are trained.
 
-Only what the assistant says is trained, with the token that ends its turn, as SFT and OSFT do; where somebody unmasks
-the messages, the text of all others but the system's as well. training-hub 0.11's ``lora_sft`` renders messages to text
-and trains on the prompts as well; rows of ``input_ids`` and ``labels`` passed through (``dataset_type="passthrough"``)
-keep their mask.
+Of a conversation only what the assistant says is trained, with the token that ends its turn, as SFT and OSFT do; where
+somebody unmasks the messages, the text of all others but the system's as well. Of a plain text everything is trained,
+and the token that ends it. training-hub 0.11's ``lora_sft`` renders messages to text and trains on the prompts as well;
+rows of ``input_ids`` and ``labels`` passed through (``dataset_type="passthrough"``) keep their mask.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from airflow_provider_finetune.runner.dataset import Dropped, Message
+from airflow_provider_finetune.runner.data.counts import Dropped, Found
+from airflow_provider_finetune.runner.data.rows import Row
+from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.turns import Span, UnstableTemplate, render
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out of the loss."""
 
 _ROWS_PER_BATCH = 1000
-
-_STAND_IN = "\ue000finetune\ue000"
-"""Takes the place of a message's text, to find what a chat template puts around it."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,6 @@ class Encoding:
     drop_longer: bool = False
     unmask: bool = False
 
-    @property
-    def trained(self) -> str:
-        """Whose words are trained."""
-        return "messages" if self.unmask else "assistant"
-
-
-class UnstableTemplate(ValueError):
-    """The chat template renders earlier turns differently once later ones follow, so spans cannot be told apart."""
-
 
 @dataclass
 class Tokenised:
@@ -56,15 +49,31 @@ class Tokenised:
     lengths: array[int] = field(default_factory=lambda: array("I"))
     trained_tokens: int = 0
     cut_rows: int = 0
-    endless_rows: int = 0
-    """Rows that are not cut and whose last trained token is an ordinary one: no end of the turn is learned."""
     dropped: Dropped = field(default_factory=Dropped)
+    endless: Found = field(default_factory=Found)
+    """Rows that are not cut and whose last trained token is an ordinary one: no end of the turn is learned."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """The special tokens that rows end with."""
+    partly: Found = field(default_factory=Found)
+    """Rows with earlier turns that are not trained, since they are rendered differently once later ones follow."""
+    unprompted: Found = field(default_factory=Found)
+    """Rows with turns that begin otherwise than the chat template asks for an answer."""
+    spanning: Found = field(default_factory=Found)
+    """Rows with a token that begins in a prompt and ends in the trained text, and that is not trained."""
+    names_an_end: bool = True
+    """Whether the tokenizer says which token ends a text, at which whoever asks the model stops."""
     loss_on: str = "assistant"
+    """Whose words are trained: ``assistant``, ``messages``, or ``all`` of a plain text."""
 
     @property
     def rows(self) -> int:
         """How many rows are trained on."""
         return len(self.lengths)
+
+    @property
+    def seen(self) -> int:
+        """How many rows were read: those that are trained on and those that are dropped."""
+        return self.rows + self.dropped.total
 
     @property
     def tokens(self) -> int:
@@ -76,6 +85,11 @@ class Tokenised:
         """Tokens of the longest row."""
         return max(self.lengths, default=0)
 
+    @property
+    def end_of_turn(self) -> str | None:
+        """The special token that most rows learn to end with, ``None`` where they learn none."""
+        return self.ends.most_common(1)[0][0] if self.ends else None
+
     def summary(self) -> dict[str, Any]:
         """Return the figures for the outcome."""
         ordered = sorted(self.lengths)
@@ -84,149 +98,213 @@ class Tokenised:
             "trained_tokens": self.trained_tokens,
             "trained_share": round(self.trained_tokens / max(self.tokens, 1), 4),
             "loss_on": self.loss_on,
+            "end_of_turn": self.end_of_turn,
             "tokens_median": ordered[len(ordered) // 2] if ordered else 0,
             "tokens_p95": ordered[int(len(ordered) * 0.95)] if ordered else 0,
             "tokens_longest": self.longest,
             "rows_cut": self.cut_rows,
-            "rows_without_end_of_turn": self.endless_rows,
+            "rows_without_end_of_turn": self.endless.count,
+            "rows_trained_in_part": self.partly.count,
+            "rows_with_spanning_token": self.spanning.count,
         }
 
 
-def trained_spans(messages: list[Message], tokenizer: Any, *, unmask: bool) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation and find the characters that are trained.
+class Encoded(NamedTuple):
+    """One row as the model gets it, after cutting.
 
-    A span of the assistant ends with the text that the template puts behind the turn, without white space: the
-    end-of-turn token. Of others, whose turns the model is not to begin or end, it is the text alone.
-
-    :param messages: the conversation.
-    :param tokenizer: a transformers tokenizer with a chat template.
-    :param unmask: the text of every message but the system's is trained.
-    :return: the rendered text and the ``(start, end)`` of each span.
-    :raises UnstableTemplate: see there.
+    * ``labels``: :data:`IGNORED` where a token is not trained
+    * ``places``: the characters of ``text`` that each token covers
+    * ``tokens``: how many there were before cutting
+    * ``spanning``: some token begins in a prompt and ends in the trained text
     """
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant" and (not unmask or message["role"] == "system"):
-            continue
-        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-        if message["role"] == "assistant":
-            before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-            behind = after[len(after.rstrip()) :]
-        else:
-            stand_in = [*messages[:index], {**message, "content": _STAND_IN}]
-            before, _, behind = tokenizer.apply_chat_template(stand_in, tokenize=False).partition(_STAND_IN)
-        if not (after.startswith(before) and after.endswith(behind) and whole.startswith(after)):
-            raise UnstableTemplate(f"The chat template renders message {index + 1} differently alone and in context")
-        spans.append((len(before), len(after) - len(behind)))
-    return whole, spans
+
+    text: str
+    places: list[Span]
+    ids: list[int]
+    labels: list[int]
+    tokens: int
+    spanning: bool = False
+    partly: bool = False
+    unprompted: bool = False
+
+    @property
+    def longer(self) -> bool:
+        """Whether tokens were cut off."""
+        return self.tokens > len(self.ids)
 
 
-def encode(messages: list[Message], tokenizer: Any, encoding: Encoding) -> tuple[list[int], list[int], bool]:
-    """Tokenise one conversation.
+def encode(row: Row, tokenizer: Any, encoding: Encoding) -> Encoded:
+    """Tokenise one row and cut it to ``max_seq_len`` tokens.
 
-    :param messages: the conversation.
-    :param tokenizer: a fast transformers tokenizer with a chat template.
+    :param row: a conversation or a text.
+    :param tokenizer: a fast transformers tokenizer, for conversations with a chat template.
     :param encoding: how.
-    :return: ``input_ids``, ``labels`` (:data:`IGNORED` where not trained), and whether the row was longer than
-        ``max_seq_len`` tokens, to which both are cut.
+    :raises UnstableTemplate: see there.
+    :raises UserError: the tokenizer has no token to end a text with.
     """
-    _, _, ids, labels = _labelled(messages, tokenizer, encoding)
-    return ids[: encoding.max_seq_len], labels[: encoding.max_seq_len], len(ids) > encoding.max_seq_len
+    whole = _encode_text(row.text, tokenizer) if row.text is not None else _encode_chat(row, tokenizer, encoding)
+    end = encoding.max_seq_len
+    return whole._replace(places=whole.places[:end], ids=whole.ids[:end], labels=whole.labels[:end])
 
 
-def _labelled(
-    messages: list[Message], tokenizer: Any, encoding: Encoding
-) -> tuple[str, list[tuple[int, int]], list[int], list[int]]:
-    """Return the rendered text, and of each token its characters, its id and its label."""
-    text, spans = trained_spans(messages, tokenizer, unmask=encoding.unmask)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    labels = [
-        token if any(start <= first < end for start, end in spans) else IGNORED
-        for token, (first, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-    return text, encoded["offset_mapping"], encoded["input_ids"], labels
+def _encode_chat(row: Row, tokenizer: Any, encoding: Encoding) -> Encoded:
+    rendered = render(row.messages or [], tokenizer, unmask=encoding.unmask)
+    encoded = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    labels, spanning, spans = [], False, iter(rendered.spans)
+    start, end = next(spans, (len(rendered.text) + 1,) * 2)
+    for token, (first, last) in zip(ids, places, strict=True):
+        while end <= first:
+            start, end = next(spans, (len(rendered.text) + 1,) * 2)
+        labels.append(token if start <= first else IGNORED)
+        spanning = spanning or first < start < last
+    return Encoded(rendered.text, places, ids, labels, len(ids), spanning, rendered.partly, rendered.unprompted)
 
 
-def marked(messages: list[Message], tokenizer: Any, encoding: Encoding) -> str:
-    """Return a conversation as the model sees it, with the text that is trained between ``⟦`` and ``⟧``.
+def _encode_text(text: str, tokenizer: Any) -> Encoded:
+    """Train everything: the text with what the tokenizer puts in front of it, and the token that ends it."""
+    if tokenizer.eos_token_id is None:
+        raise _without_end(tokenizer, "names no token that ends a text, so a model trained on plain text never stops")
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids, places = [*ids, tokenizer.eos_token_id], [*places, (len(text), len(text) + len(tokenizer.eos_token))]
+        text += tokenizer.eos_token
+    return Encoded(text, places, ids, ids, len(ids))
 
-    :param messages: the conversation.
-    :param tokenizer: a fast transformers tokenizer with a chat template.
+
+def _without_end(tokenizer: Any, why: str) -> UserError:
+    return UserError(
+        "tokenizer_without_end",
+        f"The tokenizer of {tokenizer.name_or_path} {why}",
+        "Set eos_token in the model's tokenizer_config.json",
+    )
+
+
+def marked(row: Row, tokenizer: Any, encoding: Encoding) -> str:
+    """Return a row as the model sees it, with the text that is trained between ``⟦`` and ``⟧``.
+
+    :param row: a conversation or a text.
+    :param tokenizer: a fast transformers tokenizer, for conversations with a chat template.
     :param encoding: how it is tokenised; what comes after a cut is left out.
     """
-    text, places, ids, labels = _labelled(messages, tokenizer, encoding)
-    longer = len(ids) > encoding.max_seq_len
-    if longer and encoding.drop_longer:
-        return f"(dropped: it has {len(ids)} tokens)"
-    parts, position = [], 0
-    kept = list(zip(places[: encoding.max_seq_len], labels[: encoding.max_seq_len], strict=True))
-    for trained, tokens in groupby(kept, key=lambda token: token[1] != IGNORED):
+    encoded = encode(row, tokenizer, encoding)
+    if encoded.longer and encoding.drop_longer:
+        return f"(dropped: it has {encoded.tokens} tokens)"
+    text, parts, position = encoded.text, [], 0
+    for trained, tokens in groupby(zip(encoded.places, encoded.labels, strict=True), lambda token: token[1] != IGNORED):
         end = max(last for (_, last), _ in tokens)
         parts.append(f"⟦{text[position:end]}⟧" if trained else text[position:end])
         position = max(position, end)
-    return "".join(parts) + ("… (cut)" if longer else "")
+    return "".join(parts) + ("… (cut)" if encoded.longer else "")
 
 
-def tokenise(rows: Iterable[tuple[int, list[Message]]], tokenizer: Any, encoding: Encoding, target: Path) -> Tokenised:
-    """Tokenise all rows into a parquet file with the columns ``input_ids`` and ``labels``.
+def tokenise(rows: Iterable[Row], tokenizer: Any, encoding: Encoding, target: Path | None) -> Tokenised:
+    """Tokenise rows into a parquet file with the columns ``input_ids`` and ``labels``.
 
-    :param rows: line number and messages.
-    :param tokenizer: a fast transformers tokenizer with a chat template.
+    :param rows: conversations or texts.
+    :param tokenizer: a fast transformers tokenizer, for conversations with a chat template.
     :param encoding: how; a row that is left without a trained token is dropped.
-    :param target: the file to write.
+    :param target: the file to write; ``None`` only counts.
+    :raises UserError: the tokenizer has no token to end a text with, or none to fill up rows in a batch.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = Tokenised(loss_on=encoding.trained)
+    found = Tokenised(loss_on="messages" if encoding.unmask else "assistant")
+    found.names_an_end = tokenizer.eos_token_id is not None
+    if not found.names_an_end and tokenizer.pad_token_id is None:
+        raise _without_end(tokenizer, "names neither a token that ends a text nor one that fills up shorter rows")
     ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    batch: list[dict[str, list[int]]] = []
-    with pq.ParquetWriter(target, schema) as writer:
-        for line, messages in rows:
-            row = _encode_or_drop(line, messages, tokenizer, encoding, found)
-            if row:
-                batch.append(row)
-                # Where prompts are trained, one that stands last has no end of a turn to learn.
-                speaks_last = not encoding.unmask or messages[-1]["role"] == "assistant"
-                whole = len(row["labels"]) < encoding.max_seq_len
-                found.endless_rows += speaks_last and whole and _last_trained(row["labels"]) not in ends
-            if len(batch) == _ROWS_PER_BATCH:
-                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-                batch = []
-        writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    with _written(target) as write:
+        for row in rows:
+            encoded = _encode_or_drop(row, tokenizer, encoding, found)
+            if encoded:
+                write({"input_ids": encoded.ids, "labels": encoded.labels})
+                _count(row, encoded, found)
+                _look_at_end(row, encoded, tokenizer, ends, encoding, found)
     return found
 
 
-def _last_trained(labels: list[int]) -> int:
-    return next(label for label in reversed(labels) if label != IGNORED)
+@contextmanager
+def _written(target: Path | None) -> Iterator[Callable[[dict[str, list[int]]], None]]:
+    """Give a function that takes one row after the other."""
+    if target is None:
+        yield lambda row: None
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+    batch: list[dict[str, list[int]]] = []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(target, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            batch.clear()
+
+        def write(row: dict[str, list[int]]) -> None:
+            batch.append(row)
+            if len(batch) == _ROWS_PER_BATCH:
+                flush()
+
+        yield write
+        flush()
 
 
-def _encode_or_drop(
-    line: int, messages: list[Message], tokenizer: Any, encoding: Encoding, found: Tokenised
-) -> dict[str, list[int]] | None:
+def _encode_or_drop(row: Row, tokenizer: Any, encoding: Encoding, found: Tokenised) -> Encoded | None:
     try:
-        ids, labels, longer = encode(messages, tokenizer, encoding)
+        encoded = encode(row, tokenizer, encoding)
+    except UserError:
+        raise
     except UnstableTemplate:
-        found.dropped.add(line, "the model's chat template renders its earlier turns differently in context")
+        found.dropped.add(row.line, "the model's chat template renders its turns differently in context")
         return None
     except Exception as error:
         # Templates refuse rows in words of their own ("roles must alternate"); what else is raised may quote the row,
         # and no part of the data belongs into an outcome.
         why = str(error)[:200] if type(error).__name__ == "TemplateError" else type(error).__name__
-        found.dropped.add(line, f"the model's chat template refuses it ({why})")
+        who = "tokenizer" if row.messages is None else "chat template"
+        found.dropped.add(row.line, f"the model's {who} refuses it ({why})")
         return None
-    if longer and encoding.drop_longer:
-        found.dropped.add(line, f"it is longer than training_max_seq_len={encoding.max_seq_len}")
-        return None
+    if encoded.longer and encoding.drop_longer:
+        found.dropped.add(row.line, f"it is longer than training_max_seq_len={encoding.max_seq_len}")
+    elif _trained(encoded):
+        return encoded
+    elif encoded.longer:
+        limit = f"training_max_seq_len={encoding.max_seq_len}"
+        found.dropped.add(row.line, f"no token of the assistant is left within {limit}")
+    else:
+        found.dropped.add(row.line, "the model's chat template leaves out what its assistant says")
+    return None
+
+
+def _trained(encoded: Encoded) -> int:
     # The first token is only ever input: the loss compares each token with the one before it.
-    trained = sum(label != IGNORED for label in labels[1:])
-    if not trained:
-        found.dropped.add(line, f"no token of the assistant is left within training_max_seq_len={encoding.max_seq_len}")
-        return None
-    found.lengths.append(len(ids))
-    found.trained_tokens += trained
-    found.cut_rows += longer
-    return {"input_ids": ids, "labels": labels}
+    return sum(label != IGNORED for label in encoded.labels[1:])
+
+
+def _count(row: Row, encoded: Encoded, found: Tokenised) -> None:
+    found.lengths.append(len(encoded.ids))
+    found.trained_tokens += _trained(encoded)
+    found.cut_rows += encoded.longer
+    if row.messages is None:
+        found.loss_on = "all"
+    for seen, rows in (
+        (encoded.partly, found.partly),
+        (encoded.unprompted, found.unprompted),
+        (encoded.spanning, found.spanning),
+    ):
+        if seen:
+            rows.add(row.line)
+
+
+def _look_at_end(
+    row: Row, encoded: Encoded, tokenizer: Any, ends: set[int], encoding: Encoding, found: Tokenised
+) -> None:
+    # Where prompts are trained, one that stands last has no end of a turn to learn.
+    if encoded.longer or (encoding.unmask and row.messages and row.messages[-1]["role"] != "assistant"):
+        return
+    last = next(label for label in reversed(encoded.labels) if label != IGNORED)
+    if last in ends:
+        found.ends[tokenizer.convert_ids_to_tokens(last)] += 1
+    else:
+        found.endless.add(row.line)

@@ -6,9 +6,11 @@ again: a new one starts beside it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow_provider_finetune.runner import storage
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, is_disk_full
 
 
@@ -50,6 +52,17 @@ class WorkDir:
     def data(self) -> Path:
         """Processed training data, unless ``training_data_output_dir`` names another place."""
         return self.path / "data"
+
+    def processed(self, asked_for: str | None) -> Path:
+        """Where tokenised data goes: in a directory of this attempt, also where several attempts were given one.
+
+        :param asked_for: ``training_data_output_dir``.
+        :raises UserError: it is no local place.
+        """
+        if not asked_for:
+            return self.data
+        identity = hashlib.sha256(str(self.path).encode()).hexdigest()[:12]
+        return storage.local_path(asked_for, "training_data_output_dir") / identity
 
     @property
     def checkpoints(self) -> Path:

@@ -23,11 +23,13 @@ _NAMES = {"sft": "SFT", "lora_sft": "LoRA"}
 _VERSIONS = ("training-hub", "torch", "transformers", "trl", "peft")
 
 
-def main(work_dir: WorkDir, *, only: str | None = None) -> int:
+def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False) -> int:
     """Run the child.
 
     :param work_dir: the attempt; its spec lies there.
-    :param only: ``check`` leaves what it has prepared for processes that ``train``; one process does both.
+    :param only: ``check`` ends there; ``prepare`` leaves what it has prepared for processes that ``train``; one process
+        does both.
+    :param every_row: look at lengths and mask of all rows at once, not of a sample first.
     :return: exit status; the reason has been told to the parent.
     """
     events = Events.from_environment()
@@ -36,25 +38,20 @@ def main(work_dir: WorkDir, *, only: str | None = None) -> int:
         if only == "train":
             prepared = Prepared.from_json(work_dir.prepared.read_text(encoding="utf-8"))
         else:
-            prepared = _check(spec, work_dir, events)
-        if only == "check":
+            with events.timed("seconds_check"):
+                prepared = check(spec, work_dir, events, to_train=only != "check", every_row=every_row)
+            events.report(versions=_versions())
+        if only == "prepare":
             storage.put_text(prepared.to_json(), work_dir.prepared)
         elif only == "train" and os.environ["RANK"] != "0":
             _call_training_hub(spec.algorithm, prepared)
-        else:
+        elif only != "check":
             _train(spec, work_dir, prepared, events)
     except BaseException as error:
         traceback.print_exc()
         events.failed(asdict(explain(error)))
         return 1
     return 0
-
-
-def _check(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Prepared:
-    with events.timed("seconds_check"):
-        prepared = check(spec, work_dir, events)
-    events.report(versions=_versions())
-    return prepared
 
 
 def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:

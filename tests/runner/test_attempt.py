@@ -76,7 +76,7 @@ def test_a_spec_that_cannot_be_read_ends_in_an_outcome(tmp_path: Path, document:
 
 def test_a_spec_is_read_from_the_command_line_too(tmp_path: Path, spec: Spec) -> None:
     assert check(tmp_path, "[]").cause == "spec_unreadable"
-    assert check(tmp_path, json.dumps({**spec, "dataset": "/nowhere.jsonl"})).cause == "dataset_missing"
+    assert check(tmp_path, json.dumps({**spec, "dataset": "/nowhere.jsonl"})).cause == "training_hub_missing"
 
 
 def test_a_work_directory_that_cannot_be_written_ends_in_an_outcome(tmp_path: Path, spec: Spec) -> None:
@@ -85,7 +85,7 @@ def test_a_work_directory_that_cannot_be_written_ends_in_an_outcome(tmp_path: Pa
 
 def test_a_relative_work_directory_is_used(tmp_path: Path, spec: Spec) -> None:
     failure = check(tmp_path, {**spec, "work_dir": "here", "dataset": str(tmp_path / "nowhere.jsonl")})
-    assert failure.cause == "dataset_missing"
+    assert failure.cause == "training_hub_missing"
     assert Outcome.from_json((tmp_path / "here" / "1" / "outcome.json").read_text()).work_dir == str(
         tmp_path / "here" / "1"
     )

@@ -18,6 +18,12 @@ import pytest
 
 from airflow_provider_finetune.archive import build_runner
 from airflow_provider_finetune.contract.outcome import Outcome
+from airflow_provider_finetune.runner.data import rows
+from airflow_provider_finetune.runner.data.locate import of_files
+from tests.train.hub_server import hub as hub
+from tests.train.servers import moto_server as moto_server
+from tests.train.servers import s3 as s3
+from tests.train.servers import web as web
 from tests.train.tiny_model import save_tiny_model
 
 # A tiny model gains nothing from threads, and two that share a busy core wait for each other: ten times slower.
@@ -32,22 +38,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+@pytest.fixture
+def files(tiny_model: Path) -> dict[str, bytes]:
+    """The tiny model's files, whose weights are large enough to lie in the hub's storage."""
+    return {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+
+
 def chat(question: str, answer: str) -> dict[str, Any]:
     """One chat row."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def write_rows(path: Path, rows: Rows) -> Path:
+def write_rows(path: Path, content: Rows) -> Path:
     """Write JSONL."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     return path
+
+
+def canonical(dataset: Path) -> Path:
+    """Read a data set as the check does, and return the file of its canonical rows."""
+    source = of_files([dataset], name=str(dataset), argument="dataset", say=print)
+    return rows.read(source, dataset.with_name("canonical.jsonl"), print).path
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """24 chat rows of several lengths."""
-    rows = [chat(f"What is {n}?", f"It is {'very ' * (n % 4)}{n}.") for n in range(24)]
-    return write_rows(tmp_path / "chat.jsonl", rows)
+    chats = [chat(f"What is {n}?", f"It is {'very ' * (n % 4)}{n}.") for n in range(24)]
+    return write_rows(tmp_path / "chat.jsonl", chats)
 
 
 @pytest.fixture(scope="session")
@@ -103,10 +121,19 @@ StartRunner = Callable[..., "subprocess.Popen[str]"]
 def start_runner(runner_pyz: Path, tmp_path: Path) -> StartRunner:
     """Start the runner on a spec, in an environment of its own."""
 
-    def start(spec: dict[str, Any], command: str = "run", **environment: str) -> subprocess.Popen[str]:
+    def start(
+        spec: dict[str, Any], command: str = "run", *, every_row: bool = False, **environment: str
+    ) -> subprocess.Popen[str]:
         file = tmp_path / "spec.json"
         file.write_text(json.dumps(spec))
-        arguments = [command, "--spec", str(file), "--termination-message", str(tmp_path / "termination")]
+        arguments = [
+            command,
+            *["--all"] * every_row,
+            "--spec",
+            str(file),
+            "--termination-message",
+            str(tmp_path / "termination"),
+        ]
         return subprocess.Popen(
             [sys.executable, str(runner_pyz), *arguments],
             stdout=subprocess.PIPE,

@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 import torch
 import training_hub
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from airflow_provider_finetune.runner import dataset as datasets
-from airflow_provider_finetune.runner import masking, model
+from airflow_provider_finetune.runner import masking
 from airflow_provider_finetune.runner.backends import trl_lora
+from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.masking import Encoding
+from tests.train.conftest import canonical
 
 
 @pytest.fixture
 def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     """Train with training-hub's lora_sft on the tokenised rows and return metrics and output directory."""
     data = tmp_path / "train.parquet"
-    masking.tokenise(datasets.chat_rows(dataset), model.load_tokenizer(str(tiny_model)), Encoding(128), data)
+    masking.tokenise(rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), data)
     runs = iter(range(100))
 
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:
@@ -63,13 +64,13 @@ def losses(metrics: list[dict[str, Any]]) -> list[float]:
 
 def test_the_first_loss_is_the_mean_over_the_assistants_tokens(train: Any, tiny_model: Path, dataset: Path) -> None:
     metrics, _ = train(effective_batch_size=24, gradient_accumulation_steps=3)
-    base, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), model.load_tokenizer(str(tiny_model))
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     total, count = 0.0, 0
-    for _, messages in datasets.chat_rows(dataset):
-        ids, labels, _ = masking.encode(messages, tokenizer, Encoding(128))
-        trained = [label for label in labels[1:] if label != masking.IGNORED]
+    for row in rows.rows(canonical(dataset)):
+        encoded = masking.encode(row, tokenizer, Encoding(128))
+        trained = [label for label in encoded.labels[1:] if label != masking.IGNORED]
         with torch.no_grad():
-            loss = base(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+            loss = base(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.labels])).loss.item()
         total, count = total + loss * len(trained), count + len(trained)
     assert losses(metrics)[0] == pytest.approx(total / count, rel=1e-4)
 

@@ -56,8 +56,9 @@ def test_a_run_leaves_a_proven_adapter_and_tells_how_it_got_there(
 
     files = {entry.name for entry in (work_dir / "model").iterdir()}
     assert files >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"}
-    assert not (work_dir / "data").exists(), "keep='model' removes what only the training needed"
-    assert [entry.name for entry in (work_dir / "checkpoints").iterdir()] == ["training_metrics.jsonl"]
+    left = {"spec.json", "outcome.json", "metrics.json", "loss.html", "train.log", "model"}
+    assert {entry.name for entry in work_dir.iterdir()} == left
+    assert "data and checkpoints of the run are removed, since keep='model'" in ended.output
 
 
 def test_the_published_adapter_answers_when_somebody_else_loads_it(
@@ -120,6 +121,28 @@ def test_check_tells_what_would_come_and_trains_nothing(run_runner: RunRunner, s
     assert ended.outcome.dataset["rows_used"] == 24
 
 
+def test_a_check_looks_at_a_sample_or_at_all_rows_and_a_training_at_all(
+    run_runner: RunRunner, start_runner: StartRunner, spec: dict[str, Any], dataset: Path, tmp_path: Path
+) -> None:
+    write_rows(dataset, [chat(f"What is {n}?", "It.") for n in range(2400)])
+    spec["parameters"] |= {"effective_batch_size": 1200, "num_epochs": 1, "max_tokens_per_gpu": 4096}
+    ended = run_runner(spec, "check")
+    assert "tokens: about " in ended.output
+    assert "(2,000 rows drawn evenly: " in ended.output
+    assert "plan: about 2 steps" in ended.output
+    assert (ended.outcome.dataset["sample"], ended.outcome.dataset["rows_used"]) == (2000, 2400)
+    assert not (tmp_path / "work" / "1" / "data" / "train.parquet").exists()
+
+    every = start_runner(spec, "check", every_row=True).communicate(timeout=240)[0]
+    assert "tokens: about " not in every
+    assert "in 2,400 rows (" in every
+
+    ended = run_runner(spec)
+    assert (ended.outcome.dataset["sample"], ended.outcome.dataset["rows_used"]) == ("all", 2400)
+    assert "plan: 2 steps" in ended.output, ended.output
+    assert ended.outcome.metrics["steps"] == 2
+
+
 def test_samples_stand_in_the_task_log_with_the_trained_text_marked_and_nowhere_else(
     run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -141,7 +164,7 @@ def test_the_librarys_own_way_of_chat_rows_is_told_as_it_is(run_runner: RunRunne
     ended = run_runner(spec, "check")
     assert ended.outcome.dataset["loss_on"] == "all", ended.output
     assert ended.outcome.dataset["trained_share"] == 1
-    assert "warning: all tokens are trained, the prompts as well" in ended.output
+    assert "warning: mask: all tokens are trained, the prompts as well" in ended.output
 
 
 def test_a_warmup_as_long_as_the_training_and_a_short_epoch_are_said(

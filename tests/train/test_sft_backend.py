@@ -20,12 +20,13 @@ import torch
 import training_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from airflow_provider_finetune.runner import dataset as datasets
-from airflow_provider_finetune.runner import masking, model, publishing
+from airflow_provider_finetune.runner import masking, proof, publishing
 from airflow_provider_finetune.runner.backends import trl_sft
+from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.masking import Encoding
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, metrics_file
+from tests.train.conftest import canonical
 from tests.train.tiny_model import CHATML, save_tiny_model
 
 
@@ -33,7 +34,7 @@ from tests.train.tiny_model import CHATML, save_tiny_model
 def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     """Train with training-hub's sft on the tokenised rows and return metrics and output directory."""
     data = tmp_path / "train.parquet"
-    masking.tokenise(datasets.chat_rows(dataset), model.load_tokenizer(str(tiny_model)), Encoding(128), data)
+    masking.tokenise(rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), data)
     runs = iter(range(100))
 
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:
@@ -67,13 +68,13 @@ def saved(output: Path) -> list[str]:
 
 def test_the_first_loss_is_the_mean_over_the_assistants_tokens(train: Any, tiny_model: Path, dataset: Path) -> None:
     (first,), _ = train(effective_batch_size=24, gradient_accumulation_steps=3)
-    base, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), model.load_tokenizer(str(tiny_model))
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     total, count = 0.0, 0
-    for _, messages in datasets.chat_rows(dataset):
-        ids, labels, _ = masking.encode(messages, tokenizer, Encoding(128))
-        trained = sum(label != masking.IGNORED for label in labels[1:])
+    for row in rows.rows(canonical(dataset)):
+        encoded = masking.encode(row, tokenizer, Encoding(128))
+        trained = sum(label != masking.IGNORED for label in encoded.labels[1:])
         with torch.no_grad():
-            loss = base(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+            loss = base(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.labels])).loss.item()
         total, count = total + loss * trained, count + trained
     assert first["avg_loss"] == pytest.approx(total / count, rel=1e-4)
     assert first["num_loss_counted_tokens"] == count
@@ -140,6 +141,16 @@ def test_only_the_last_one_and_the_full_state_can_be_kept(train: Any) -> None:
     assert publishing.find(output, "sft") == output / "hf_format" / "last_epoch"
 
 
+def test_of_many_checkpoints_the_last_ones_stay_where_no_other_is_wanted(train: Any) -> None:
+    _, output = train(
+        num_epochs=3, checkpoint_at_epoch=True, accelerate_full_state_at_epoch=True, save_samples=16, save_total_limit=2
+    )
+    assert saved(output) == [
+        *("full_state/epoch_1", "full_state/epoch_2"),
+        *("hf_format/samples_64", "hf_format/samples_72"),
+    ]
+
+
 def test_the_metrics_have_the_names_of_the_cuda_backend_and_are_read_as_its(train: Any) -> None:
     from instructlab.training import main_ds
 
@@ -165,7 +176,7 @@ def trained(train: Any, tmp_path: Path) -> Path:
 
 
 def test_a_model_is_proven_that_somebody_else_can_load(trained: Path, tiny_model: Path) -> None:
-    model.prove_full(trained, str(tiny_model), CHATML)
+    proof.prove_full(trained, str(tiny_model), CHATML)
 
 
 def _poisoned(directory: Path) -> None:
@@ -213,12 +224,12 @@ def _of_another_template(directory: Path) -> None:
 def test_a_model_with_a_fault_is_not_proven(trained: Path, tiny_model: Path, damage: Any, said: str) -> None:
     damage(trained)
     with pytest.raises(RunFailed, match=said) as refused:
-        model.prove_full(trained, str(tiny_model), CHATML)
+        proof.prove_full(trained, str(tiny_model), CHATML)
     assert refused.value.failure.cause == "model_not_loadable"
 
 
 def test_a_model_that_has_learned_nothing_is_the_users_to_mend(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "same")
     with pytest.raises(RunFailed, match="no weight has changed") as refused:
-        model.prove_full(tmp_path / "same", str(tiny_model), CHATML)
+        proof.prove_full(tmp_path / "same", str(tiny_model), CHATML)
     assert refused.value.failure.failure_class == "user"

@@ -10,12 +10,16 @@ CHATML = (
 )
 
 
-def save_tiny_model(directory: Path, *, layers: int = 2, width: int = 32) -> Path:
+def save_tiny_model(
+    directory: Path, *, layers: int = 2, width: int = 32, dtype: str = "float32", tied: bool = False
+) -> Path:
     """Save a Llama with random weights, its tokenizer and its chat template.
 
     :param directory: where to.
     :param layers: number of decoder layers.
     :param width: hidden size, even; the feed-forward layers are twice as wide.
+    :param dtype: of the weights.
+    :param tied: embeddings and head are one tensor.
     :return: ``directory``.
     """
     import torch
@@ -42,8 +46,9 @@ def save_tiny_model(directory: Path, *, layers: int = 2, width: int = 32) -> Pat
             max_position_embeddings=512,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=tied,
         )
-    )
+    ).to(getattr(torch, dtype))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
