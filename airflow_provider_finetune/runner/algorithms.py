@@ -276,6 +276,9 @@ def keywords(
             sent[fate.keyword] = value
     if spec.algorithm == "lora_sft":
         sent["dataset_type"] = "passthrough"
+    if spec.algorithm == "sft" and device == "cpu" and spec.keep == "model":
+        # All of them go in the end. The one before the last stays for a training that ends while it saves.
+        sent["save_total_limit"] = 2
     if spec.algorithm == "lora_sft" or device == "cpu":
         # The runner itself processes the data and starts the processes.
         return sent

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import model, storage
-from airflow_provider_finetune.runner.check import Prepared
+from airflow_provider_finetune.runner import arrival, forecast, memory, merging, proof, storage
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
-from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, metrics_file
+from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.series import Series
+from airflow_provider_finetune.runner.storage import Place
 from airflow_provider_finetune.runner.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from airflow_provider_finetune.runner.check import Prepared
+
+
+def targets(spec: TrainingSpec, model: Path) -> dict[str, Place]:
+    """Return where which kind of model is published.
+
+    :param spec: says where to, and which kinds of a LoRA training.
+    :param model: the place where the spec names none.
+    """
+    place = storage.place(spec.output_model or str(model), "output_model", spec.mounts)
+    if spec.algorithm != "lora_sft":
+        return {"full": place}
+    if spec.output_kind == "both":
+        return {kind: place.child(kind) for kind in ("adapter", "merged")}
+    return {spec.output_kind: place}
 
 
 def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:
-    """Prove the model, put it in place, and remove what ``keep`` does not ask for.
+    """Prove the model and put it in place.
 
     :param spec: says where to.
     :param work_dir: the attempt, whose training has ended.
@@ -38,15 +54,60 @@ def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: E
         )
     _say_if_early(found, series, events)
     arrived = work_dir.path / "proven"
-    _link_model_files(found, arrived)
-    kind, prove = ("adapter", model.prove_adapter) if spec.algorithm == "lora_sft" else ("full", model.prove_full)
+    arrival.collect(found, arrived)
+    prove = _prove_lora if spec.algorithm == "lora_sft" else _prove_full
+    proven = prove(spec, arrived, prepared, events)
+    places = targets(spec, work_dir.model)
+    for kind, place in places.items():
+        place.put_model(proven[kind], events.say)
+    for directory in proven.values():
+        shutil.rmtree(directory, ignore_errors=True)
+    *beside, (kind, place) = places.items()
+    events.report(model_uri=place.uri, model_path=str(place.path) if place.path else None, model_kind=kind)
+    for _, adapter in beside:
+        events.report(adapter_uri=adapter.uri)
+
+
+def _prove_full(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:
     trust = bool(spec.extra_args.get("trust_remote_code"))
-    prove(arrived, prepared.model, prepared.chat_template, trust_remote_code=trust)
-    target = storage.local_path(spec.output_model, "output_model") if spec.output_model else work_dir.model
-    storage.put_directory(arrived, target)
-    shutil.rmtree(arrived, ignore_errors=True)
-    events.report(model_uri=storage.uri_of(target, spec.mounts), model_path=str(target), model_kind=kind)
-    _forget(spec, work_dir)
+    if dtype := arrival.narrow(arrived, prepared.base.path):
+        events.say(f"the weights were trained in float32 and are published in {dtype}, as those of the base model")
+    proof.prove_full(arrived, prepared.base.path, prepared.chat_template, trust_remote_code=trust)
+    return {"full": arrived}
+
+
+def _prove_lora(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:
+    trust = bool(spec.extra_args.get("trust_remote_code"))
+    base = prepared.base
+    arrival.name_base_model(arrived, base.path, base.reference, base.revision)
+    proof.prove_adapter(arrived, base.path, prepared.chat_template, trust_remote_code=trust)
+    if spec.output_kind == "adapter":
+        return {"adapter": arrived}
+    merged = arrived.with_name("merged")
+    forecast.ensure_memory_suffices(merging.memory_needed(base.weight_bytes), events, available=memory.available())
+    events.say(
+        f"merging the adapter into its base model ({forecast.readable(base.weight_bytes)} of weights) on the CPU"
+    )
+    with events.timed("seconds_merging"):
+        merging.merge(arrived, base.path, merged, trust_remote_code=trust)
+        likeness = proof.prove_merged(
+            merged,
+            arrived,
+            base.path,
+            prepared.chat_template,
+            proof.rows_to_compare(Path(prepared.keywords["data_path"]), arrived),
+            trust_remote_code=trust,
+        )
+    events.say(
+        f"merged: its logits differ by {likeness.difference:.2%} from those of base model and adapter, which the "
+        f"adapter has changed by {likeness.effect:.2%}"
+    )
+    if likeness.loses_much:
+        events.warn(
+            f"the merged model has lost much of what the adapter has learned: most of its changes are smaller than "
+            f"{likeness.dtype} can add to the base model's weights. Publish the adapter, or train longer"
+        )
+    return {"adapter": arrived, "merged": merged}
 
 
 def find(checkpoints: Path, algorithm: str) -> Path | None:
@@ -88,29 +149,3 @@ def _refuse_non_finite(spec: TrainingSpec, series: Series) -> None:
             "Lower the learning rate (training_learning_rate), warm up longer (training_lr_warmup_steps), or look "
             "for broken rows in the data",
         )
-
-
-def _link_model_files(source: Path, target: Path) -> None:
-    """Bring the model's files together without what the trainer keeps beside them, and without a second copy."""
-    target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_file() and entry.name not in ("training_args.bin", "training_metrics.jsonl"):
-            try:
-                os.link(entry, target / entry.name)
-            except OSError:
-                shutil.copy2(entry, target / entry.name)
-
-
-def _forget(spec: TrainingSpec, work_dir: WorkDir) -> None:
-    """Remove what ``keep`` does not ask for, now that the model is in its place."""
-    if spec.keep != "all":
-        shutil.rmtree(work_dir.data, ignore_errors=True)
-    if spec.keep == "model":
-        metrics = metrics_file(work_dir.checkpoints, spec.algorithm)  # type: ignore[arg-type]
-        for entry in work_dir.checkpoints.iterdir():
-            # The parent still reads the metrics. What cannot be removed harms no model.
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry != metrics:
-                with suppress(OSError):
-                    entry.unlink()

@@ -57,8 +57,7 @@ def test_a_run_leaves_a_proven_model_of_which_every_layer_has_learned(
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = trained.generate(**ids, max_new_tokens=20, do_sample=False)[0][ids["input_ids"].shape[1] :]
     assert tokenizer.decode(answer).startswith("It is"), "it speaks as it was taught"
-    checkpoints = tmp_path / "work" / "1" / "checkpoints"
-    assert [entry.name for entry in checkpoints.iterdir()] == ["training_params_and_metrics_global0.jsonl"]
+    assert not (tmp_path / "work" / "1" / "checkpoints").exists()
 
 
 def test_rows_that_are_too_long_are_dropped_and_counted_and_none_is_cut(

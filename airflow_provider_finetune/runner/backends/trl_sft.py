@@ -6,6 +6,7 @@ Settings, metrics file and checkpoints are those of training-hub's instructlab-t
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ class TRLSFTBackend(Backend):
             checkpoint_at_epoch=params.get("checkpoint_at_epoch", True),
             full_state=params.get("accelerate_full_state_at_epoch", True),
             keep_last_only=params.get("keep_last_checkpoint_only", False),
+            limit=params.get("save_total_limit"),
         )
         for callback in (files, *trl.hub_callbacks(params.get("callbacks"))):
             trainer.add_callback(callback)
@@ -124,6 +126,7 @@ class InstructLabFiles(TrainerCallback):
     :param checkpoint_at_epoch: save a checkpoint at the end of each epoch.
     :param full_state: save with it what a training needs to go on.
     :param keep_last_only: keep one checkpoint, ``last_epoch``.
+    :param limit: how many checkpoints, and full states beside them, stay; ``None`` for all.
     """
 
     def __init__(
@@ -134,11 +137,14 @@ class InstructLabFiles(TrainerCallback):
         checkpoint_at_epoch: bool,
         full_state: bool,
         keep_last_only: bool,
+        limit: int | None,
     ) -> None:
         self._trainer, self._directory = trainer, Path(trainer.args.output_dir)
         self._save_samples, self._checkpoint_at_epoch = save_samples, checkpoint_at_epoch
         self._full_state, self._keep_last_only = full_state, keep_last_only
         self._saved_at = 0
+        self._limit = limit
+        self._saved: dict[str, list[Path]] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append the metrics of one step."""
@@ -186,6 +192,7 @@ class InstructLabFiles(TrainerCallback):
             target = self._directory / "hf_format" / ("last_epoch" if self._keep_last_only else f"samples_{seen}")
             self._trainer.model.save_pretrained(target)
             self._trainer.processing_class.save_pretrained(target)
+            self._forget_all_but_the_last(target)
         self._trainer.accelerator.wait_for_everyone()
 
     def _save_full_state(self, epoch: int) -> None:
@@ -197,6 +204,14 @@ class InstructLabFiles(TrainerCallback):
             # Saved by torch in spite of its name, which instructlab-training gives it.
             metadata = {"current_epoch": epoch, "samples_seen": self._trainer.samples_seen}
             torch.save(metadata, target / "training_metadata.json")
+            self._forget_all_but_the_last(target)
+
+    def _forget_all_but_the_last(self, saved: Path) -> None:
+        beside = self._saved.setdefault(saved.parent.name, [])
+        if saved not in beside:
+            beside.append(saved)
+        while self._limit and len(beside) > self._limit:
+            shutil.rmtree(beside.pop(0), ignore_errors=True)
 
 
 def _number(value: Any) -> float | None:
