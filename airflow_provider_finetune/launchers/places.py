@@ -17,6 +17,12 @@ OURS = "finetune-"
 
 RUNNER_DIRECTORY = "/opt/finetune"
 
+SCRATCH_DIRECTORY = "/var/lib/finetune"
+"""Root of the files of a training of which nothing but its remote results outlives the pod."""
+
+OWN_VOLUMES = ("runner", "shm", "scratch")
+"""What our volumes are called behind :data:`OURS`, beside those of claims."""
+
 _SCHEME = "pvc://"
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LONGEST_VOLUME_NAME = 63
@@ -84,7 +90,7 @@ def claim_volume(claim: str) -> dict[str, Any]:
     :param claim: its name.
     """
     name = f"{OURS}{claim}"
-    if len(name) > _LONGEST_VOLUME_NAME or "." in name:
+    if len(name) > _LONGEST_VOLUME_NAME or "." in name or claim in OWN_VOLUMES:
         name = f"{name.replace('.', '-')[: _LONGEST_VOLUME_NAME - 9]}-{digest(claim)[:8]}"
     return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
 
@@ -106,16 +112,27 @@ class Places:
     :param config: ``kubernetes_config`` as plain JSON.
     :param read: places that are read: any of them may be no ``pvc://`` URI.
     :param written: places that are written to.
+    :param scratch: :data:`SCRATCH_DIRECTORY` is needed, on the disk of the node unless ``kubernetes_config`` mounts
+        something there.
     :raises CannotRender: a place cannot be reached.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, read: Iterable[str] = (), written: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        read: Iterable[str] = (),
+        written: Iterable[str] = (),
+        scratch: bool = False,
+    ) -> None:
         self._volumes = {volume["name"]: volume for volume in config.get("volumes") or ()}
         self._given = [self._mount(entry) for entry in config.get("volume_mounts") or ()]
         self._own: dict[str, Mount] = {}
         self.volumes: list[dict[str, Any]] = []
         self._paths = {uri: self._resolve(uri, write=True) for uri in written}
         self._paths.update({uri: self._resolve(uri, write=False) for uri in read if uri not in self._paths})
+        if scratch and all(mount.path != SCRATCH_DIRECTORY for mount in self._given):
+            self._add_scratch()
 
     @property
     def volume_mounts(self) -> list[dict[str, Any]]:
@@ -137,6 +154,16 @@ class Places:
         :param place: one of those that were given.
         """
         return self._paths[place]
+
+    def named(self, text: str) -> str:
+        """Return ``text`` with the ``pvc://`` URIs of the paths in it, as the DAG author knows them.
+
+        :param text: what a program in the pod says.
+        """
+        for uri, path in sorted(self.mounts.items(), key=lambda mount: len(mount[1]), reverse=True):
+            in_text = rf"(?<![\w./-])(file://)?{re.escape(path)}(?![\w-]|\.\w)"
+            text = re.sub(in_text, uri.replace("\\", r"\\"), text)
+        return text
 
     def lasts(self, path: str) -> bool:
         """Return whether what is written to ``path`` is there when the pod is gone, as far as can be seen.
@@ -184,6 +211,11 @@ class Places:
                     raise CannotRender(place, rule, cure)
             self._own[claim] = Mount(path, self._volume_of(place, claim, write=write), claim, read_only=not write)
         return self._own[claim]
+
+    def _add_scratch(self) -> None:
+        # The node's disk: in memory it would take what the training needs.
+        self.volumes.append({"name": f"{OURS}scratch", "emptyDir": {}})
+        self._own[""] = Mount(SCRATCH_DIRECTORY, f"{OURS}scratch", durable=False)
 
     def _volume_of(self, place: str, claim: str, *, write: bool) -> str:
         # Not a second volume of the same claim: the kubelet waits for ever for one of the two.

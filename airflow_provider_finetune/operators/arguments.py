@@ -17,17 +17,12 @@ from airflow_provider_finetune.contract.checking import Problem, check
 from airflow_provider_finetune.contract.parameters import TrainingParameters
 from airflow_provider_finetune.contract.rules import CLUSTER_RULES
 from airflow_provider_finetune.launchers.kubernetes_config import FORMS
-from airflow_provider_finetune.operators.cluster_places import READ, WRITTEN
 from airflow_provider_finetune.operators.cluster_rules import cluster_problems
+from airflow_provider_finetune.operators.place_rules import Broken, local_problems, place_problems
 
 KUBERNETES_KEYS = frozenset(FORMS)
 
-Broken = tuple[str, str]
-"""What a value breaks, and what to do about it."""
-
 _TEMPLATE = re.compile(r"\{[{%#]")
-_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://")
-_FILE_ELSEWHERE = re.compile(r"^file://(?!/|localhost/)")
 
 
 def is_known(value: Any) -> bool:
@@ -67,7 +62,7 @@ def problems_of(
     """Check everything that is known.
 
     :param record: record of the documented parameters.
-    :param documented: the 38 documented inputs by name.
+    :param documented: the operator's own inputs by name: the 38 documented ones, and ``output_kind`` of LoRA.
     :param arguments: the other arguments by name, ``launcher`` resolved.
     :return: the known values of ``record`` in their declared types, and every problem.
     """
@@ -76,46 +71,18 @@ def problems_of(
     further = CLUSTER_RULES if launcher in ("trainjob", "pod") else ()
     values, problems = check(record, given, is_known=is_known, further_rules=further)
     checks = {**_ARGUMENTS, "secrets": _secrets_rule(launcher), "pod_operator_arguments": _pod_rule(launcher)}
+    inputs, others = ({name: it for name, it in group.items() if is_known(it)} for group in (documented, arguments))
+    known = {**inputs, **others}
     for name, rule in {**_DOCUMENTED, **checks}.items():
-        value = documented[name] if name in documented else arguments[name]
-        broken = rule(value) if is_known(value) else None
+        broken = rule(known[name]) if name in known else None
         if broken:
-            problems.append(Problem(name, _shown(name, value), *broken))
-    problems += _elsewhere_problems(documented)
+            problems.append(Problem(name, _shown(name, known[name]), *broken))
+    problems += place_problems(inputs)
     if launcher == "local":
-        problems += _local_problems(documented)
+        problems += local_problems(documented)
     elif launcher in ("trainjob", "pod"):
-        known = [{name: it for name, it in group.items() if is_known(it)} for group in (documented, arguments)]
-        problems += cluster_problems(known[0], values, known[1])
+        problems += cluster_problems(inputs, values, others)
     return values, problems
-
-
-def _elsewhere_problems(documented: Mapping[str, Any]) -> list[Problem]:
-    rule = "what stands between file:// and the next slash is another machine's name, and no part of the path"
-    cure = "Write three slashes before an absolute path: file:///data/train.jsonl"
-    return [
-        Problem(name, documented[name], rule, cure)
-        for name in (*READ, *WRITTEN)
-        if is_known(documented[name]) and _FILE_ELSEWHERE.match(str(documented[name]))
-    ]
-
-
-def _local_problems(documented: Mapping[str, Any]) -> list[Problem]:
-    problems = [
-        Problem(
-            name,
-            documented[name],
-            "launcher='local' trains on this machine, which mounts no claim",
-            "Name a directory of this machine, as a path or as file:///absolute/path",
-        )
-        for name in (*READ, *WRITTEN)
-        if str(documented[name]).startswith("pvc://")
-    ]
-    root = documented["pvc_path"]
-    if isinstance(root, str) and _SCHEME.match(root) and not root.startswith(("pvc://", "file://")):
-        rule = "with launcher='local' it must be a directory of this machine"
-        problems.append(Problem("pvc_path", root, rule, "Use a path or file://; outputs may be remote"))
-    return problems
 
 
 def _shown(name: str, value: Any) -> Any:
@@ -244,6 +211,7 @@ _DOCUMENTED: dict[str, Callable[[Any], Broken | None]] = {
     "output_metrics": _text,
     "output_loss_chart": _text,
     "kubernetes_config": _kubernetes_config,
+    "output_kind": _one_of("adapter", "merged", "both"),
 }
 
 _ARGUMENTS: dict[str, Callable[[Any], Broken | None]] = {

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, BaseOperator
 
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.outcome import Failure, Outcome
+from airflow_provider_finetune.contract.outcome import Outcome
 from airflow_provider_finetune.contract.parameters import TrainingParameters
-from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters, training_error
+from airflow_provider_finetune.contract.uris import secrets_in
+from airflow_provider_finetune.exceptions import FineTuneError, InvalidParameters
 from airflow_provider_finetune.operators.arguments import problems_of
 from airflow_provider_finetune.operators.assets import assets_without_scheme, plain
 from airflow_provider_finetune.operators.cluster_places import CONFIGURED_ROOT
+from airflow_provider_finetune.operators.connections import mask
+from airflow_provider_finetune.operators.delivery import error_of, event_of, result_of
 from airflow_provider_finetune.operators.request import CONFIGURED_IMAGE
 from airflow_provider_finetune.operators.task import TrainingTask, task_instance
 from airflow_provider_finetune.settings import setting, switched_on
@@ -61,7 +63,7 @@ class TrainingOperator(BaseOperator):
     What is wrong with them is said while the DAG file is parsed, as far as it is known there, and else before anything
     starts. Arguments of a cluster have no effect with ``launcher="local"``.
 
-    :param documented: the documented inputs by name, from a subclass; each becomes an attribute.
+    :param documented: the subclass's own inputs by name; each becomes an attribute.
     :param launcher: what runs the training: ``"trainjob"`` (Kubeflow Trainer), ``"pod"`` (one GPU pod) or ``"local"``
         (a process on the worker's machine). ``None`` is ``[finetune] launcher``, else ``"trainjob"``. This version
         does not run ``"pod"`` yet.
@@ -192,6 +194,20 @@ class TrainingOperator(BaseOperator):
         """
         raise NotImplementedError
 
+    def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render as Airflow does, and keep what gives access to a URL out of logs and of the rendered fields.
+
+        Airflow 3.1 masks what it logs, and shows rendered fields as they are.
+
+        :param content: a template field, or a part of one.
+        :param args: Airflow's.
+        :param kwargs: Airflow's.
+        """
+        rendered = super().render_template(content, *args, **kwargs)
+        if isinstance(rendered, str):
+            mask(*secrets_in(rendered))
+        return rendered
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Train, and return what the next task needs: the model and how the training went.
 
@@ -226,13 +242,13 @@ class TrainingOperator(BaseOperator):
         from airflow_provider_finetune.operators.cluster_run import ClusterRun
 
         run = ClusterRun(self._resolved(self._check(), context), self.log, event["workload"])
-        if event.get("recover") and not run.is_recovery:
+        if event.get("recover") and run.can_recover:
             self.log.warning("The training is complete and has left no word, so its outcome is looked for")
             run.settle(succeeded=False, runs_once=False)
             self._run = run
             run.submit(recover=True)
             return self._wait(run, context)
-        outcome = Outcome.from_json(json.dumps(event["outcome"]))
+        outcome = run.named(Outcome.from_json(json.dumps(event["outcome"])))
         try:
             result = self._finish(outcome, context, event["workload"])
         except FineTuneError:
@@ -291,36 +307,10 @@ class TrainingOperator(BaseOperator):
     def _finish(self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Deliver a model to XCom and to the asset, or raise why there is none."""
         if outcome.status != "succeeded" or outcome.model_uri is None:
-            raise self._error(outcome, workload)
-        result = {
-            "model_uri": outcome.model_uri,
-            "model_path": outcome.model_path,
-            "metrics": outcome.metrics,
-            "loss_curve": outcome.loss_curve,
-            "loss_chart": outcome.loss_chart,
-            "job": {"launcher": self._arguments()["launcher"], "work_dir": outcome.work_dir, **_job(workload)},
-        }
+            raise error_of(outcome, workload)
+        result = result_of(outcome, self._arguments()["launcher"], workload)
         for key in ("model_uri", "metrics", "loss_chart"):
             context["ti"].xcom_push(key=key, value=result[key])
         if self._model_asset is not None:
-            extra: dict[str, Any] = {"model_uri": outcome.model_uri, "metrics": outcome.metrics}
-            context["outlet_events"][self._model_asset].extra = extra
+            context["outlet_events"][self._model_asset].extra = event_of(outcome)
         return result
-
-    def _error(self, outcome: Outcome, workload: Mapping[str, str] | None) -> FineTuneError:
-        failure = outcome.failure or Failure(
-            failure_class="infrastructure",
-            cause="no_model",
-            message=f"The runner ended with status {outcome.status!r} and named no model.",
-            cure="Look at its last lines in this log.",
-        )
-        log = Path(outcome.work_dir or "", "train.log")
-        if workload is None:
-            return training_error(failure, str(log if log.exists() else log.parent))
-        job = f"TrainJob {workload['name']} in namespace {workload['namespace']}"
-        return training_error(failure, f"{log} on its volume, and {job}" if outcome.work_dir else job)
-
-
-def _job(workload: Mapping[str, str] | None) -> dict[str, str]:
-    """Return what tells people and programs which workload it was."""
-    return {name: workload[name] for name in ("namespace", "name", "uid")} if workload else {}

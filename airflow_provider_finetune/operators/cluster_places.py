@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_finetune.contract.checking import Problem
+from airflow_provider_finetune.contract.uris import is_remote, scheme, shown
 from airflow_provider_finetune.launchers.places import Places, claim_path, is_on_claim
 from airflow_provider_finetune.launchers.refusal import CannotRender
-
-READ = ("dataset", "training_base_model")
-OUTPUTS = ("output_model", "output_metrics", "output_loss_chart")
-WRITTEN = ("pvc_path", *OUTPUTS, "training_data_output_dir")
+from airflow_provider_finetune.operators.place_rules import READ, WRITTEN, Broken, no_directory
 
 CONFIGURED_ROOT = "configured_pvc_path"
 """Name of the setting ``[finetune] pvc_path`` among the arguments."""
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_READABLE = {"dataset": ("pvc", "file"), "training_base_model": ("pvc", "file", "hf")}
+_CONFIGURED = "[finetune] pvc_path"
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(@[^?]+)?(\?.*)?")
+_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv|parquet|gz)$")
 
 
 def root_of(documented: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
@@ -47,58 +46,76 @@ def places_of(documented: Mapping[str, Any], arguments: Mapping[str, Any], confi
     :param arguments: the other arguments by name.
     :param config: ``kubernetes_config`` as plain JSON.
     """
-    written = [root_of(documented, arguments), *(given(documented, name) for name in WRITTEN)]
+    root = root_of(documented, arguments)
+    written = [root, *(given(documented, name) for name in WRITTEN)]
     read = [given(documented, name) for name in READ]
-    return Places(config, read=filter(None, read), written=filter(None, written))
+    return Places(config, read=filter(None, read), written=filter(None, written), scratch=root is None)
 
 
-def place_problems(known: Mapping[str, Any], arguments: Mapping[str, Any], config: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with each place that is known.
+def unreachable_places(
+    known: Mapping[str, Any], values: Mapping[str, Any], arguments: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[Problem]:
+    """Return the places that a pod does not reach, or that are lost with it.
 
     :param known: documented inputs by name; an unknown one is missing.
+    :param values: the known values of the record in their declared types.
     :param arguments: the other arguments by name.
     :param config: ``kubernetes_config`` as plain JSON.
     """
-    missing = "pvc_path" in known and root_of(known, arguments) is None
-    problems = [_no_root(known)] if missing else []
     places = {name: given(known, name) for name in (*READ, *WRITTEN)}
     if "pvc_path" in known and places["pvc_path"] is None:
-        places["[finetune] pvc_path"] = arguments.get(CONFIGURED_ROOT)
+        places[_CONFIGURED] = arguments.get(CONFIGURED_ROOT)
+    problems: list[Problem] = []
+    if "pvc_path" in known and "output_model" in known and root_of(known, arguments) is None:
+        problems += _without_root(is_remote(places["output_model"] or ""), values, arguments)
     for name, place in places.items():
         broken = _broken(name, place, config) if place else None
         if broken:
-            problems.append(Problem(name, place, *broken))
+            problems.append(Problem(name, shown(str(place)), *broken))
     return problems
 
 
-def _no_root(known: Mapping[str, Any]) -> Problem:
-    rule = "nothing that a pod writes to its own disk is there when it has gone, so the model would be lost"
-    if _scheme(given(known, "output_model") or "") not in (None, "pvc", "file"):
-        rule += ", and this version cannot write to output_model directly"
+def _without_root(model_is_remote: bool, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Problem]:
     cure = "Name a directory of a claim, pvc_path='pvc://<claim>/<path>', or pvc_path under [finetune]"
-    return Problem("pvc_path", None, rule, cure)
+    lost = "nothing that a pod writes to its own disk is there when it has gone"
+    if not model_is_remote:
+        remote = "or a remote output_model such as s3://<bucket>/<path>"
+        yield Problem("pvc_path", None, f"{lost}, so the model would be lost", f"{cure}, {remote}")
+        return
+    workers = values.get("resource_num_workers", 1)
+    if workers > 1:
+        rule = f"the pods of training_resource_num_workers={workers} meet in a directory that all of them see"
+        yield Problem("pvc_path", None, rule, f"{cure}; the claim must be ReadWriteMany")
+    if arguments.get("keep", "model") != "model":
+        yield Problem("keep", arguments["keep"], f"{lost}, so no file of the run would stay", cure)
 
 
-def _broken(name: str, place: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
+def _broken(name: str, place: str, config: Mapping[str, Any]) -> Broken | None:
     read = name in READ
     try:
         places = Places(config, read=[place] if read else (), written=[] if read else [place])
     except CannotRender as error:
         return error.rule, error.cure
-    return _scheme_is_wrong(name, place) or (None if read else _does_not_last(name, place, places))
+    if is_remote(place):
+        # A task's own directory is judged with the other texts, the configured one only here.
+        return no_directory(place) if name == _CONFIGURED else None
+    return _is_no_place(name, place) if read else _does_not_last(name, place, places)
 
 
-def _scheme_is_wrong(name: str, place: str) -> tuple[str, str] | None:
-    readable = _READABLE.get(name, ("pvc", "file"))
-    if _scheme(place) in (None, *readable):
+def _is_no_place(name: str, place: str) -> Broken | None:
+    if scheme(place) or place.startswith("/") or _is_hub_id(name, place):
         return None
-    what = "reads" if name in READ else "writes"
-    rule = f"on a cluster this version {what} {', '.join(f'{scheme}://' for scheme in readable)} and paths only"
-    cure = "Copy it to a claim in a task before this one" if name in READ else "Copy it there in a task after this one"
-    return rule, f"{cure}, and name pvc://<claim>/<path>"
+    rule = "it is neither an absolute path in the pod nor a URI nor a HuggingFace id"
+    return rule, "Write e.g. /path, pvc://<claim>/<path>, s3://<bucket>/<path> or <organisation>/<name>"
 
 
-def _does_not_last(name: str, place: str, places: Places) -> tuple[str, str] | None:
+def _is_hub_id(name: str, place: str) -> bool:
+    # Old models are named without an organisation; "data/train.jsonl" is somebody's relative path.
+    fits = name != "dataset" or ("/" in place and not _DATA_FILE.search(place.partition("?")[0]))
+    return fits and _HUB_ID.fullmatch(place) is not None
+
+
+def _does_not_last(name: str, place: str, places: Places) -> Broken | None:
     path = places.path(place)
     if name == "output_model" and is_on_claim(place) and not claim_path(place).path:
         return "publishing would replace all that is in the claim", "Name a directory in it: pvc://<claim>/<path>"
@@ -111,8 +128,3 @@ def _does_not_last(name: str, place: str, places: Places) -> tuple[str, str] | N
         "no volume that outlives the pod is mounted there, so what is written would be lost",
         "Name pvc://<claim>/<path>, or the volume and its mount in kubernetes_config",
     )
-
-
-def _scheme(place: str) -> str | None:
-    found = _SCHEME.match(place)
-    return found.group(1).lower() if found else None

@@ -17,7 +17,7 @@ from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY
 from airflow_provider_finetune.launchers.places import OURS, RUNNER_DIRECTORY
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.trainjob import NEVER_CARRIED, QUEUE
-from airflow_provider_finetune.operators.cluster_places import place_problems
+from airflow_provider_finetune.operators.cluster_places import unreachable_places
 
 _SUBDOMAIN = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -45,7 +45,7 @@ def cluster_problems(
         config = plain_config(given, arguments["launcher"])
     except CannotRender as error:
         return [*problems, Problem(error.parameter, "***", error.rule, error.cure)]
-    return [*problems, *place_problems(known, arguments, config)]
+    return [*problems, *unreachable_places(known, values, arguments, config)]
 
 
 def plain_config(config: Mapping[str, Any] | None, launcher: str) -> dict[str, Any]:

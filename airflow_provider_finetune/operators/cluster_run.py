@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import InvalidParameters, training_error
 from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
 from airflow_provider_finetune.launchers.container import runner_config_map
@@ -20,6 +21,8 @@ from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
 from airflow_provider_finetune.launchers.trainjob import JobRequest, render
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
+from airflow_provider_finetune.operators.cluster_places import places_of, root_of
+from airflow_provider_finetune.operators.cluster_rules import plain_config
 from airflow_provider_finetune.operators.request import cluster_request
 from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 from airflow_provider_finetune.settings import deployment_id
@@ -61,10 +64,31 @@ class ClusterRun:
             raise InvalidParameters(self._task.instance.task_id, [problem]) from error
 
     @property
-    def is_recovery(self) -> bool:
-        """Whether the workload is the one that looks for a lost outcome."""
+    def can_recover(self) -> bool:
+        """Whether a lost outcome may still be found: what was written outlives the pod, and nobody has looked yet."""
         assert self.workload is not None
-        return self.workload.name == self._name(recover=True)
+        return self._keeps_files and self.workload.name != self._name(recover=True)
+
+    @property
+    def _keeps_files(self) -> bool:
+        return root_of(self._task.documented, self._task.arguments) is not None
+
+    def named(self, outcome: Outcome) -> Outcome:
+        """Return an outcome whose failure speaks of places as the DAG author knows them, and of those that there are.
+
+        :param outcome: as the runner or the cluster tells it.
+        """
+        failure, task = outcome.failure, self._task
+        if failure is None:
+            return outcome
+        config = plain_config(task.documented["kubernetes_config"], task.arguments["launcher"])
+        places = places_of(task.documented, task.arguments, config)
+        failure = replace(failure, message=places.named(failure.message), cure=places.named(failure.cure))
+        if self._keeps_files:
+            return replace(outcome, failure=failure)
+        if failure.cause == NO_OUTCOME:
+            failure = replace(failure, cure="A retry trains anew: without pvc_path no outcome outlives the pod")
+        return replace(outcome, failure=failure, work_dir=None)
 
     def trigger(self) -> TrainingTrigger:
         """Return what waits for the workload."""

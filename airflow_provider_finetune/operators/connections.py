@@ -35,6 +35,8 @@ def mask(*secrets: str) -> None:
 
     :param secrets: the values.
     """
+    if not secrets:
+        return
     from airflow.sdk.log import mask_secret
 
     for secret in secrets:

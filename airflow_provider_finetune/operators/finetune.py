@@ -41,20 +41,30 @@ class FineTuneOperator(TrainingOperator):
 
     :param pvc_path: root of all files of the run: a directory, or ``pvc://<claim>/<path>`` on a cluster. A task
         instance works in ``<pvc_path>/<dag>/<run>/<task>``, a mapped one in its map index below that. ``None``: locally
-        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``,
-        without which it is an error, as what a pod writes to its own disk is lost with it (templated).
-    :param output_model: where to publish the model: a directory, URI or Asset. An Asset gets an event with URI and
-        metrics, and must stand in ``outlets`` of a ``.partial()`` as well. Mapped instances publish in their map index
-        below it. ``None``: it stays in the work directory (templated).
-    :param output_metrics: where to publish the metrics as JSON: a file, a directory (``metrics.json``), their URI or an
-        Asset. ``None``: they stay in the work directory (templated).
-    :param output_loss_chart: where to publish the loss chart as one HTML page: a file, a directory (``loss.html``),
-        their URI or an Asset. ``None``: it stays in the work directory (templated).
-    :param dataset: training data, one ``{"messages": [{"role": ..., "content": ...}, ...]}`` a line: the path of a
-        ``.jsonl`` file, its ``file://`` URI, an Asset or the output of an upstream task. ``None`` is an error: there is
-        nothing to train on (templated).
-    :param training_base_model: model to start from: HuggingFace id, or directory with weights, tokenizer and chat
-        template (templated).
+        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``, without which
+        ``output_model`` must be remote, as what a pod writes to its own disk is lost with it (templated).
+    :param output_model: where to publish the model: a directory, its ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>`` URI, a directory of a store such as ``s3://<bucket>/<path>`` (any scheme that fsspec
+        writes), or an Asset. An Asset gets an event with URI and metrics, and must stand in ``outlets`` of a
+        ``.partial()`` as well. Mapped instances publish in their map index below it. ``None``: it stays in the work
+        directory (templated).
+    :param output_metrics: where to publish the metrics as JSON: a file, a directory (``metrics.json``), a URI of either
+        or an Asset, with the schemes of ``output_model``. ``None``: they stay in the work directory, and lie beside a
+        remote model where a pod has no ``pvc_path`` (templated).
+    :param output_loss_chart: where to publish the loss chart as one HTML page: a file, a directory (``loss.html``), a
+        URI of either or an Asset, with the schemes of ``output_model``. ``None``: it stays in the work directory, and
+        lies beside a remote model where a pod has no ``pvc_path`` (templated).
+    :param dataset: training data. Place: a file or directory by path, ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>``; ``https://``; ``s3://`` or another scheme that fsspec reads; a HuggingFace id,
+        ``<org>/<name>@<revision>?config=<name>&split=<name>``, of which all but the name may be left out (``train`` is
+        the split); an Asset; the output of an upstream task. Format: JSONL, JSON, CSV or parquet, also gzipped, or a
+        directory of ``save_to_disk``. Rows: chats (``messages``), ShareGPT (``conversations``), Alpaca
+        (``instruction``, ``input``, ``output``), ``prompt`` and ``completion``, or ``text``. ``None`` is an error:
+        there is nothing to train on (templated).
+    :param training_base_model: model to start from, with weights, tokenizer and chat template: a HuggingFace id,
+        ``<org>/<name>@<revision>`` with or without ``hf://``; a directory by path, ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>``; ``s3://`` or another scheme that fsspec reads; an image with a model,
+        ``oci://<registry>/<name>:<tag>`` (templated).
     :param training_algorithm: ``"OSFT"`` trains the least important ranks of each targeted weight matrix and keeps the
         rest; ``"SFT"`` trains all weights (templated).
     :param training_effective_batch_size: samples of one optimizer step, over all GPUs of all workers: micro-batch x

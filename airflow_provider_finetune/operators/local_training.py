@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
@@ -70,6 +71,8 @@ class LocalTraining:
             exit_status = self._process.run(self._take, timeout=timeout)
         except OSError as error:
             raise self._error("local_python", f"The runner could not be started: {error}.") from error
+        finally:
+            self._forget_credentials()
         outcome = self._read_outcome() or Outcome(
             status="failed",
             work_dir=str(self.work_dir),
@@ -113,6 +116,12 @@ class LocalTraining:
                 else "Name a directory that the worker may write, by pvc_path or [finetune] work_dir.",
             )
             raise training_error(failure, str(self.work_dir)) from error
+
+    def _forget_credentials(self) -> None:
+        """Keep the spec without signed links, which the runner has needed and nobody needs any more."""
+        if (shown := self.spec.shown()) != self.spec:
+            with suppress(OSError):
+                _write(self.work_dir / "spec.json", shown.to_json().encode())
 
     def _take(self, line: str) -> None:
         said = self._transcript.take(line)

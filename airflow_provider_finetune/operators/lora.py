@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class LoRAOperator(TrainingOperator):
     """Fine-tune a language model with LoRA: a small adapter is trained, and the base model stays as it is.
 
-    Takes the inputs of the pipelines component ``lora`` by name and default. Numbers and switches may be
-    templates or upstream results: the text that comes out is read as what the parameter is. Where and how to run
+    Takes the inputs of the pipelines component ``lora`` by name and default, and ``output_kind``. Numbers and switches
+    may be templates or upstream results: the text that comes out is read as what the parameter is. Where and how to run
     (``launcher``, ``secrets``, timeouts, ``extra_args``, ...) is documented at
     :class:`~airflow_provider_finetune.operators.base.TrainingOperator`. "Locally" is ``launcher="local"``; "on a CPU"
     is where nobody asked for a GPU or the machine has none.
@@ -39,20 +39,30 @@ class LoRAOperator(TrainingOperator):
 
     :param pvc_path: root of all files of the run: a directory, or ``pvc://<claim>/<path>`` on a cluster. A task
         instance works in ``<pvc_path>/<dag>/<run>/<task>``, a mapped one in its map index below that. ``None``: locally
-        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``,
-        without which it is an error, as what a pod writes to its own disk is lost with it (templated).
-    :param output_model: where to publish the model: a directory, URI or Asset. An Asset gets an event with URI and
-        metrics, and must stand in ``outlets`` of a ``.partial()`` as well. Mapped instances publish in their map index
-        below it. ``None``: it stays in the work directory (templated).
-    :param output_metrics: where to publish the metrics as JSON: a file, a directory (``metrics.json``), their URI or an
-        Asset. ``None``: they stay in the work directory (templated).
-    :param output_loss_chart: where to publish the loss chart as one HTML page: a file, a directory (``loss.html``),
-        their URI or an Asset. ``None``: it stays in the work directory (templated).
-    :param dataset: training data, one ``{"messages": [{"role": ..., "content": ...}, ...]}`` a line: the path of a
-        ``.jsonl`` file, its ``file://`` URI, an Asset or the output of an upstream task. ``None`` is an error: there is
-        nothing to train on (templated).
-    :param training_base_model: model to start from: HuggingFace id, or directory with weights, tokenizer and chat
-        template (templated).
+        ``[finetune] work_dir``, else ``$AIRFLOW_HOME/finetune``; on a cluster ``[finetune] pvc_path``, without which
+        ``output_model`` must be remote, as what a pod writes to its own disk is lost with it (templated).
+    :param output_model: where to publish the model: a directory, its ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>`` URI, a directory of a store such as ``s3://<bucket>/<path>`` (any scheme that fsspec
+        writes), or an Asset. An Asset gets an event with URI and metrics, and must stand in ``outlets`` of a
+        ``.partial()`` as well. Mapped instances publish in their map index below it. ``None``: it stays in the work
+        directory (templated).
+    :param output_metrics: where to publish the metrics as JSON: a file, a directory (``metrics.json``), a URI of either
+        or an Asset, with the schemes of ``output_model``. ``None``: they stay in the work directory, and lie beside a
+        remote model where a pod has no ``pvc_path`` (templated).
+    :param output_loss_chart: where to publish the loss chart as one HTML page: a file, a directory (``loss.html``), a
+        URI of either or an Asset, with the schemes of ``output_model``. ``None``: it stays in the work directory, and
+        lies beside a remote model where a pod has no ``pvc_path`` (templated).
+    :param dataset: training data. Place: a file or directory by path, ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>``; ``https://``; ``s3://`` or another scheme that fsspec reads; a HuggingFace id,
+        ``<org>/<name>@<revision>?config=<name>&split=<name>``, of which all but the name may be left out (``train`` is
+        the split); an Asset; the output of an upstream task. Format: JSONL, JSON, CSV or parquet, also gzipped, or a
+        directory of ``save_to_disk``. Rows: chats (``messages``), ShareGPT (``conversations``), Alpaca
+        (``instruction``, ``input``, ``output``), ``prompt`` and ``completion``, or ``text``. ``None`` is an error:
+        there is nothing to train on (templated).
+    :param training_base_model: model to start from, with weights, tokenizer and chat template: a HuggingFace id,
+        ``<org>/<name>@<revision>`` with or without ``hf://``; a directory by path, ``file://`` or, on a cluster,
+        ``pvc://<claim>/<path>``; ``s3://`` or another scheme that fsspec reads; an image with a model,
+        ``oci://<registry>/<name>:<tag>`` (templated).
     :param training_effective_batch_size: samples of one optimizer step, over all GPUs of all workers: micro-batch x
         accumulation x processes (templated).
     :param training_max_tokens_per_gpu: most tokens of a micro-batch on one GPU, at least ``training_max_seq_len``;
@@ -119,6 +129,9 @@ class LoRAOperator(TrainingOperator):
         models of ``kubernetes.client``, in which nothing is rendered. Another key is an error, and so is what
         no TrainJob can carry (``env_from``, ``priority_class_name``, ``scheduler_name``): the runtime has it.
         ``None``: nothing. Locally: no effect (templated).
+    :param output_kind: what is published: ``"adapter"``, a few megabytes that need the base model; ``"merged"``, the
+        base model with the adapter merged into it, on the CPU, which takes memory and disk for the whole model;
+        ``"both"``, in the directories ``adapter`` and ``merged`` below ``output_model`` (templated).
     """
 
     record: ClassVar[type[TrainingParameters]] = LoRAParameters
@@ -164,6 +177,7 @@ class LoRAOperator(TrainingOperator):
         training_use_liger: Switch | None = None,
         training_lr_scheduler: Text | None = None,
         kubernetes_config: Mapping[str, Any] | XComArg | None = None,
+        output_kind: Text = "adapter",
         **kwargs: Any,
     ) -> None:
         documented = {name: value for name, value in dict(locals()).items() if name not in NOT_DOCUMENTED}

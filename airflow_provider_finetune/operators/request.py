@@ -18,17 +18,19 @@ from airflow_provider_finetune.launchers.identity import (
     identity_labels,
     job_name,
 )
-from airflow_provider_finetune.launchers.places import Places
+from airflow_provider_finetune.launchers.places import SCRATCH_DIRECTORY, Places
 from airflow_provider_finetune.launchers.trainjob import JobRequest
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
-from airflow_provider_finetune.operators.cluster_places import OUTPUTS, given, places_of, root_of
+from airflow_provider_finetune.operators.cluster_places import given, places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config
+from airflow_provider_finetune.operators.place_rules import OUTPUTS
 
 CONFIGURED_IMAGE = "configured_image"
 """Name of the setting ``[finetune] image`` among the arguments."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME = 100
+_BESIDE_THE_MODEL = {"output_metrics": "metrics.json", "output_loss_chart": "loss.html"}
 _FOR_OUR_OWN_CLOCKS = 120
 
 
@@ -60,7 +62,7 @@ def local_spec(
         output_loss_chart=output(documented["output_loss_chart"], map_index),
         # Nobody who asks for no GPU wants one taken, also where the machine has some.
         device="cpu" if values["resource_gpu_per_worker"] == 0 else "auto",
-        **_alike_everywhere(values, arguments),
+        **_alike_everywhere(documented, values, arguments),
     )
 
 
@@ -83,7 +85,10 @@ def cluster_spec(
     :param task: the try that trains.
     """
     published: dict[str, Any] = {name: output(_path(documented, places, name), task.map_index) for name in OUTPUTS}
-    spec = _alike_everywhere(values, arguments)
+    if root_of(documented, arguments) is None:
+        beside = {name: f"{published['output_model'].rstrip('/')}/{file}" for name, file in _BESIDE_THE_MODEL.items()}
+        published = {name: place or beside.get(name) for name, place in published.items()}
+    spec = _alike_everywhere(documented, values, arguments)
     if values.get("data_output_dir"):
         spec["parameters"]["data_output_dir"] = places.path(values["data_output_dir"])
     gpus, processes = values["resource_gpu_per_worker"], values["resource_num_procs_per_worker"]
@@ -151,8 +156,11 @@ def cluster_request(
     )
 
 
-def _alike_everywhere(values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _alike_everywhere(
+    documented: Mapping[str, Any], values: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
+        **({"output_kind": documented["output_kind"]} if "output_kind" in documented else {}),
         "parameters": {name: value for name, value in values.items() if name not in OPERATOR_ONLY},
         "extra_args": dict(arguments["extra_args"] or {}),
         "resume": arguments["resume"],
@@ -170,9 +178,7 @@ def _path(documented: Mapping[str, Any], places: Places, name: str) -> str | Non
 
 def _root(documented: Mapping[str, Any], arguments: Mapping[str, Any], places: Places) -> Path:
     root = root_of(documented, arguments)
-    if root is None:
-        raise ValueError("pvc_path: checked arguments have a root")
-    return Path(places.path(root))
+    return Path(SCRATCH_DIRECTORY if root is None else places.path(root))
 
 
 def _deadline(arguments: Mapping[str, Any]) -> int | None:

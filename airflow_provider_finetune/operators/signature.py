@@ -36,11 +36,11 @@ Names: TypeAlias = "Sequence[str] | XComArg"
 """A list or ``a,b``."""
 
 NOT_DOCUMENTED = frozenset({"self", "kwargs", "__class__"})
-"""What ``locals()`` holds at the head of an operator's ``__init__`` beside the documented inputs."""
+"""What ``locals()`` holds at the head of an operator's ``__init__`` beside the operator's own inputs."""
 
 
 def documented_names(init: Callable[..., None]) -> tuple[str, ...]:
-    """Return the keyword-only arguments of an operator's ``__init__``: the documented inputs, in their order.
+    """Return the keyword-only arguments of an operator's ``__init__``: its own inputs, in their order.
 
     :param init: the function as it is written in the class.
     """

@@ -62,15 +62,19 @@ if mode == "wait":
     print("finetune-progress", json.dumps({"step": 1, "waiting": True}), flush=True)
     print("waiting", flush=True)
     time.sleep(60)
-model = pathlib.Path((spec["output_model"] or str(attempt / "model")).removeprefix("file://"))
+output = spec["output_model"] or str(attempt / "model")
+remote = "://" in output and not output.startswith("file://")
+model = None if remote else output.removeprefix("file://")
 end(
     {
         "status": "succeeded",
-        "model_uri": f"file://{model}",
-        "model_path": str(model),
+        "model_uri": output if remote else f"file://{model}",
+        "model_path": model,
         "model_kind": "adapter",
         "metrics": {"loss": 0.5, "seed": spec["parameters"]["seed"]},
         "loss_chart": f"file://{attempt}/loss.html",
+        **({"adapter_uri": f"{output}/adapter"} if spec["output_kind"] == "both" else {}),
+        **({"base_model": {"name": "org/model", "revision": "1a2b3c4"}} if "@" in spec["base_model"] else {}),
     },
     None if mode == "small" else {"loss_curve": [[1, 2.0], [2, 0.5]]},
 )

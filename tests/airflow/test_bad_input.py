@@ -20,7 +20,7 @@ import pytest
         ('training_base_model="pvc://claim/model"', "training_base_model='pvc://claim/model'"),
         ('pvc_path="file://runs/mine"', "pvc_path='file://runs/mine': what stands between file:// and the next slash"),
         ('output_model="file://models/mine"', "Write three slashes before an absolute path"),
-        ('pvc_path="s3://bucket/runs"', "it must be a directory of this machine"),
+        ('pvc_path="s3://bucket/runs"', "the training works in it, so it must be a directory"),
         ('launcher="slurm"', "launcher='slurm': it must be one of 'trainjob', 'pod', 'local'"),
         ('keep="nothing"', "keep='nothing': it must be one of 'model'"),
         ("max_dropped=5", "max_dropped=5: it is a share of the rows, from 0 to 1"),

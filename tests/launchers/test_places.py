@@ -1,7 +1,7 @@
 """Where files lie in the pods of a training.
 
 Aspects: what a pvc:// URI says; mounts of ours; claims that kubernetes_config mounts already; read-only; mounts in each
-other's way; what outlives the pod; the way back from paths to URIs.
+other's way; what outlives the pod; the pod's own disk; the way back from paths to URIs, also in a text.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def test_a_claim_that_is_only_read_is_mounted_read_only():
 
 
 def test_the_name_of_a_volume_is_a_label_whatever_the_claim_is_called():
-    claims = ["training", "my.claim", "my-claim", "x" * 250, "x" * 251]
+    claims = ["training", "my.claim", "my-claim", "x" * 250, "x" * 251, "runner", "shm", "scratch"]
     names = [claim_volume(claim)["name"] for claim in claims]
-    assert len(set(names)) == len(claims)
+    assert len({*names, "finetune-runner", "finetune-shm", "finetune-scratch"}) == len(claims) + 3
     assert all(re.fullmatch(r"finetune-[-a-z0-9]{1,53}[a-z0-9]", name) for name in names)
 
 
@@ -169,3 +169,34 @@ def test_a_volume_of_the_runtime_is_believed_and_the_innermost_mount_counts():
     }
     assert Places(given).lasts("/work/runs")
     assert not Places(given).lasts("/work/tmp/runs")
+
+
+def test_the_disk_of_the_node_is_mounted_where_nothing_outlives_the_pod():
+    places = Places({}, read=["pvc://data/x"], scratch=True)
+    assert places.volumes[-1] == {"name": "finetune-scratch", "emptyDir": {}}
+    assert places.volume_mounts[-1] == {"name": "finetune-scratch", "mountPath": "/var/lib/finetune"}
+    assert not places.lasts("/var/lib/finetune/runs")
+    assert places.mounts == {"pvc://data": "/mnt/data"}
+
+
+def test_a_volume_that_kubernetes_config_mounts_there_is_taken_instead():
+    given = config({"mountPath": "/var/lib/finetune/"})
+    places = Places(given, scratch=True)
+    assert (places.volumes, places.volume_mounts) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("'/mnt/training/data/x.jsonl' is not there", "'pvc://training/data/x.jsonl' is not there"),
+        ("Mount /mnt/training.", "Mount pvc://training."),
+        ("file:///mnt/training/m, /work/m", "pvc://training/m, pvc://other/team/m"),
+        ("/mnt/training-2/x", "/mnt/training-2/x"),
+        ("/mnt/training.old/x", "/mnt/training.old/x"),
+        ("s3://bucket/mnt/training/x", "s3://bucket/mnt/training/x"),
+        ("/backup/mnt/training/x", "/backup/mnt/training/x"),
+    ],
+)
+def test_a_text_of_the_pod_names_the_claim_and_no_mount(text: str, expected: str):
+    places = Places(config({"subPath": "team"}, claim="other"), written=["pvc://training/runs"])
+    assert places.named(text) == expected

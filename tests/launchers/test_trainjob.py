@@ -30,6 +30,17 @@ from tests.launchers.conftest import FULL, FULL_CONFIG, MINIMAL, OLD_CONFIG, PAT
 
 NEWEST, TRAINER_2_2, TRAINER_2_1 = TrainerApi
 FULLEST = {NEWEST: FULL_CONFIG, TRAINER_2_2: PATCHES_CONFIG, TRAINER_2_1: OLD_CONFIG}
+REMOTE = replace(
+    MINIMAL,
+    spec=replace(
+        MINIMAL.spec, dataset="s3://bucket/rows", output_model="s3://bucket/model", output_kind="both", mounts={}
+    ),
+    secrets={"AWS_ACCESS_KEY_ID": "s3/id"},
+    claims={
+        "volumes": [{"name": "finetune-scratch", "emptyDir": {}}],
+        "volume_mounts": [{"name": "finetune-scratch", "mountPath": "/var/lib/finetune"}],
+    },
+)
 TWO_NODES = replace(MINIMAL, spec=replace(MINIMAL.spec, algorithm="osft", nodes=2, processes_per_node=4), gpus=4)
 
 
@@ -63,6 +74,7 @@ def pods_of(job: dict[str, Any]) -> dict[str, Any]:
         ("full", FULL),
         ("inline", replace(MINIMAL, runner="inline")),
         ("two-nodes", TWO_NODES),
+        ("remote", REMOTE),
     ],
 )
 def test_the_object_is_what_it_was(holds, name: str, request_: JobRequest, api: TrainerApi):
