@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.train.conftest import Ended, Rows, RunRunner, chat, write_rows
+from tests.train.hub_server import Hub
+from tests.train.servers import S3, SECRET, Answer, Request, Web, s3_refusal, status
 
 Spec = dict[str, Any]
 
@@ -30,6 +32,14 @@ def refused(ended: Ended, cause: str, whose: str = "user") -> str:
     return f"{failure.message} {failure.cure}"
 
 
+def ensure_unseen(secret: str, ended: Ended) -> None:
+    """Check that ``secret`` was neither printed nor kept in the work directory."""
+    assert secret not in ended.output
+    kept = [path for path in Path(str(ended.outcome.work_dir)).rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if secret.encode() in path.read_bytes()]
+
+
 def test_a_dataset_that_is_missing(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
     spec["dataset"] = str(tmp_path / "nowhere.jsonl")
     assert "nowhere.jsonl does not exist" in refused(run_runner(spec), "dataset_missing")
@@ -41,20 +51,31 @@ def test_a_dataset_that_is_empty(run_runner: RunRunner, spec: Spec, tmp_path: Pa
 
 
 def test_a_dataset_of_another_format(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("a,b\n")
-    spec["dataset"] = str(tmp_path / "rows.csv")
+    (tmp_path / "rows.xlsx").write_text("a,b\n")
+    spec["dataset"] = str(tmp_path / "rows.xlsx")
     assert ".jsonl" in refused(run_runner(spec), "dataset_format")
 
 
 def test_a_dataset_without_a_usable_row_names_reasons_and_lines(
     run_runner: RunRunner, spec: Spec, tmp_path: Path
 ) -> None:
-    rows: Rows = [{"text": "a"}, {"messages": []}, chat("question", " "), {"messages": [{"content": "no role"}]}]
+    rows: Rows = [{"messages": []}, {"messages": "a"}, chat("question", " "), {"messages": [{"content": "no role"}]}]
     spec["dataset"] = str(write_rows(tmp_path / "rows.jsonl", rows))
     said = refused(run_runner(spec), "dataset_unusable")
     assert "2 rows: it has no list 'messages' (line 1, 2)" in said
     assert "it has no assistant message with text (line 3)" in said
     assert "a message has no 'role' (line 4)" in said
+
+
+def test_a_directory_with_two_formats_names_them(
+    run_runner: RunRunner, spec: Spec, dataset: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    shutil.copy(dataset, rows / "a.jsonl")
+    (rows / "b.csv").write_text("question,answer\nWhy?,So.\n")
+    spec["dataset"] = str(rows)
+    assert "csv (b.csv) and jsonl (a.jsonl)" in refused(run_runner(spec), "dataset_formats_mixed")
 
 
 def test_json_that_is_broken_names_the_line(run_runner: RunRunner, spec: Spec, dataset: Path) -> None:
@@ -75,7 +96,7 @@ def test_broken_rows_within_max_dropped_are_left_out_and_said(run_runner: RunRun
     dataset.write_text("\n".join(lines))
     ended = run_runner(spec, "check")
     assert ended.outcome.dataset["rows_used"] == 23
-    assert "warning: not trained on: 1 row: it is not JSON" in ended.output
+    assert "warning: data: 23 rows can be used; 1 is left out: 1 row: it is not JSON" in ended.output
 
 
 def test_rows_of_which_nothing_to_train_on_is_left(run_runner: RunRunner, spec: Spec) -> None:
@@ -83,10 +104,59 @@ def test_rows_of_which_nothing_to_train_on_is_left(run_runner: RunRunner, spec: 
     assert "raise training_max_seq_len" in refused(run_runner(spec), "dataset_unusable")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/rows.jsonl", "pvc://claim/rows.jsonl", "https://host/rows.jsonl"])
-def test_a_dataset_that_this_version_cannot_reach(run_runner: RunRunner, spec: Spec, uri: str) -> None:
-    spec["dataset"] = uri
-    assert uri in refused(run_runner(spec), "unsupported_uri")
+def test_a_dataset_of_a_claim_that_is_mounted_nowhere(run_runner: RunRunner, spec: Spec) -> None:
+    spec["dataset"] = "pvc://claim/rows.jsonl"
+    assert "pvc://claim/rows.jsonl" in refused(run_runner(spec), "unsupported_uri")
+
+
+def _cut_off(request: Request) -> None:
+    request.head(200, Content_Length=1000)
+    request.send(b'{"messages"')
+    request.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "whose"),
+    [
+        (status(404), "dataset_missing", "user"),
+        (_cut_off, "download_cut_off", "infrastructure"),
+        (s3_refusal(403, "AccessDenied"), "dataset_unreadable", "user"),
+    ],
+    ids=["missing", "cut off", "expired"],
+)
+def test_data_that_a_server_does_not_give(
+    run_runner: RunRunner, spec: Spec, web: Web, answer: Answer, cause: str, whose: str
+) -> None:
+    web.answers["/rows.jsonl"] = answer
+    spec["dataset"] = f"{web.url}/rows.jsonl?X-Amz-Signature={SECRET}"
+    ended = run_runner(spec)
+    assert f"{web.url}/rows.jsonl" in refused(ended, cause, whose)
+    ensure_unseen(SECRET, ended)
+
+
+def test_credentials_that_have_expired(run_runner: RunRunner, spec: Spec, s3: S3, web: Web) -> None:
+    web.answers["*"] = s3_refusal(400, "ExpiredToken")
+    spec["dataset"] = f"{s3.url}/rows.jsonl"
+    ended = run_runner(spec, AWS_ENDPOINT_URL=web.url, AWS_SESSION_TOKEN=SECRET)
+    assert "the credentials have expired" in refused(ended, "dataset_unreadable")
+    ensure_unseen(SECRET, ended)
+
+
+def test_a_bucket_that_may_not_be_written_is_found_before_the_data_is_read(
+    run_runner: RunRunner, spec: Spec, s3: S3
+) -> None:
+    spec |= {"output_model": f"{s3.url}/model", "dataset": "/nowhere.jsonl"}
+    reader = s3.user("s3:GetObject", "s3:ListBucket")
+    ended = run_runner(spec, **reader)
+    assert f"{s3.url}/model cannot be written" in refused(ended, "output_not_writable")
+    ensure_unseen(reader["AWS_SECRET_ACCESS_KEY"], ended)
+
+
+def test_a_gated_model(run_runner: RunRunner, spec: Spec, hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.model("org/tiny", files).gated = True
+    spec["base_model"] = "org/tiny"
+    ended = run_runner(spec, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
+    assert "HF_TOKEN" in refused(ended, "model_gated")
 
 
 def test_a_model_that_is_missing(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
@@ -102,14 +172,23 @@ def _without_tokenizer(model: Path) -> None:
         (model / name).unlink()
 
 
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [
         (lambda model: (model / "config.json").unlink(), "model_incomplete"),
         (_without_tokenizer, "model_without_tokenizer"),
         (lambda model: (model / "chat_template.jinja").unlink(), "model_without_chat_template"),
+        (lambda model: _edit(model / "config.json", model_type="llama99"), "architecture_unknown"),
+        (
+            lambda model: _edit(model / "tokenizer_config.json", eos_token=None, pad_token=None),
+            "tokenizer_without_end",
+        ),
     ],
-    ids=["config", "tokenizer", "chat template"],
+    ids=["config", "tokenizer", "chat template", "architecture", "end token"],
 )
 def test_a_model_that_lacks_something(
     run_runner: RunRunner, spec: Spec, tiny_model: Path, tmp_path: Path, damage: Damage, cause: str
@@ -123,10 +202,9 @@ def test_a_model_that_lacks_something(
 
 def test_a_hub_that_cannot_be_reached_may_be_reached_by_a_retry(run_runner: RunRunner, spec: Spec) -> None:
     spec["base_model"] = "hf://someone/some-model"
-    failure = run_runner(spec).outcome.failure
-    assert failure is not None
-    assert (failure.failure_class, failure.cause) == ("infrastructure", "hub_unreachable")
-    assert "someone/some-model" in failure.message
+    # Nobody listens on port 1.
+    ended = run_runner(spec, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:1")
+    assert "someone/some-model" in refused(ended, "hub_unreachable", "infrastructure")
 
 
 def test_a_work_directory_that_cannot_be_written(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
@@ -175,6 +253,14 @@ def test_rows_that_are_longer_than_the_model_reads(run_runner: RunRunner, spec: 
     write_rows(dataset, [chat("Long?", "yes " * 200)])
     spec["parameters"] |= {"max_seq_len": 1024, "max_tokens_per_gpu": 1024}
     assert "training_max_seq_len=512" in refused(run_runner(spec), "rows_longer_than_model")
+
+
+def test_a_disk_that_is_too_small_for_all_checkpoints(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
+    spec |= {"algorithm": "sft", "output_model": str(tmp_path / "model")}
+    spec["parameters"] |= {"num_epochs": 100_000_000, "lr_warmup_steps": 0}
+    said = refused(run_runner(spec), "disk_too_small", "resources")
+    assert f"GB for checkpoints in {tmp_path / 'work' / '1' / 'checkpoints'}" in said
+    assert f"GB for published model in {tmp_path / 'model'}" in said
 
 
 def test_a_gpu_that_was_asked_for(run_runner: RunRunner, spec: Spec) -> None:
