@@ -11,7 +11,7 @@ endif
 help:
 	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores"
 	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner cluster"
-	@echo "make bench   what importing the operators costs, what the runner adds to training-hub, what waiting costs"
+	@echo "make bench   what importing the operators, reading data, the runner around training-hub, and waiting cost"
 	@echo "make cluster start a real Kubernetes with the Trainer on this machine (Linux, as root); make cluster-down ends it"
 	@echo "make clean   remove what the above made"
 	@echo
