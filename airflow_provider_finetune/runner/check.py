@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +33,9 @@ from airflow_provider_finetune.runner.forecast import Part
 from airflow_provider_finetune.runner.masking import Encoding
 from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.nodes import placement
+from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.report import Report
 from airflow_provider_finetune.runner.workdir import WorkDir
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the check hands to the training.
-
-    * ``base``: what is trained, and what the result is held against
-    * ``chat_template``: the one that rows were rendered with; ``None`` where the tokenizer has none
-    * ``keywords``: training-hub's
-    """
-
-    base: BaseModel
-    chat_template: str | None
-    keywords: dict[str, Any]
-
-    def to_json(self) -> str:
-        """Return a document for processes that begin where the check has ended."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Prepared:
-        """Read what :meth:`to_json` has written."""
-        document = json.loads(text)
-        return cls(**{**document, "base": BaseModel(**document["base"])})
 
 
 def check(

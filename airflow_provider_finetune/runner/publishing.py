@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import arrival, forecast, memory, merging, proof, storage
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.storage import Place
 from airflow_provider_finetune.runner.workdir import WorkDir
-
-if TYPE_CHECKING:
-    from airflow_provider_finetune.runner.check import Prepared
 
 
 def targets(spec: TrainingSpec, model: Path) -> dict[str, Place]:

@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import backends, storage
-from airflow_provider_finetune.runner.check import Prepared, check
+from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import explain
+from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.publishing import publish
 from airflow_provider_finetune.runner.workdir import WorkDir
 

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import arrival, merging, publishing
-from airflow_provider_finetune.runner.check import Prepared
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.model import BaseModel
+from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.conftest import RunRunner, chat, write_rows
 from tests.train.test_merging import save_adapter

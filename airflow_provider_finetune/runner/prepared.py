@@ -1,0 +1,33 @@
+"""What the check hands to the training, in this process or as a file to others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from airflow_provider_finetune.runner.model import BaseModel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the check hands to the training.
+
+    * ``base``: what is trained, and what the result is held against
+    * ``chat_template``: the one that rows were rendered with; ``None`` where the tokenizer has none
+    * ``keywords``: training-hub's
+    """
+
+    base: BaseModel
+    chat_template: str | None
+    keywords: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Return a document for processes that begin where the check has ended."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Prepared:
+        """Read what :meth:`to_json` has written."""
+        document = json.loads(text)
+        return cls(**{**document, "base": BaseModel(**document["base"])})
