@@ -24,6 +24,7 @@ mode = os.environ.get("STAND_IN", "train")
 attempt = pathlib.Path(spec["work_dir"], "1")
 attempt.mkdir(parents=True, exist_ok=True)
 (attempt / "train.log").write_text("")
+(attempt / "received.json").write_text(json.dumps(spec))
 (attempt / "environment.json").write_text(json.dumps(dict(os.environ)))
 
 

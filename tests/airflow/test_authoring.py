@@ -16,9 +16,9 @@ import pytest
 
 
 def spec_of(local: dict[str, Any], result: SimpleNamespace, task: str = "train") -> dict[str, Any]:
-    """Return the spec that a task instance wrote; the safe form of the run id is the one directory below the DAG's."""
+    """Return the spec that the runner was given; the safe form of the run id is the one directory below the DAG's."""
     (run_dir,) = Path(local["pvc_path"], result.dag.dag_id).iterdir()
-    return json.loads((run_dir / task / "spec.json").read_text())
+    return json.loads((run_dir / task / "1" / "received.json").read_text())
 
 
 def test_default_args_reach_documented_and_other_arguments(run, local):

@@ -155,6 +155,15 @@ def test_a_secret_is_the_password_of_a_connection_and_stays_out_of_spec_and_log(
     assert "hf_very_secret" not in result.log
 
 
+def test_a_signed_link_is_not_kept(run, local):
+    link = "https://host/rows.jsonl?X-Amz-Signature=0123456789abcdef"
+    result = run(lora(f"extra_args={{'eval_data_path': {link!r}}}"))
+    assert result.state == "success"
+    spec = (attempt(local, result).parent / "spec.json").read_text()
+    assert '"https://host/rows.jsonl"' in spec
+    assert "0123456789abcdef" not in spec
+
+
 @pytest.mark.parametrize(
     ("connection", "sentence"),
     [(None, "there is no such connection"), ("generic://user@host", "that connection has no password")],

@@ -1,6 +1,7 @@
 """A whole run with data and model from anywhere and results to anywhere, each place behind real HTTP.
 
 * data from a store, compressed; the base model from a hub; adapter, metrics and chart to a store
+* data from a hub, the base model from a store
 * plain text behind a signed link, trained to the end
 * a directory of parquet files with splits; adapter and merged model beside each other
 * nothing that lets anybody in is printed or kept
@@ -78,6 +79,23 @@ def test_data_of_a_store_and_a_model_of_a_hub_make_an_adapter_in_a_store(
     assert {entry.name for entry in work_dir.iterdir()} == KEPT
     ensure_secret(ended, TOKEN, SIGNATURE, SECRET)
     assert not [name for name in s3.names() if any(secret in s3.read(name) for secret in (TOKEN.encode(), b"AKIA"))]
+
+
+def test_data_of_a_hub_and_a_model_of_a_store_make_a_merged_model(
+    run_runner: RunRunner, spec: Spec, s3: S3, hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    repository = hub.dataset("org/chats", {"train.jsonl": jsonl(CHATS), "test.jsonl": jsonl(CHATS[:2])})
+    for name, file in files.items():
+        s3.put(f"models/tiny/{name}", file)
+    spec |= {"base_model": f"{s3.url}/models/tiny", "dataset": "org/chats@main?split=train", "output_kind": "merged"}
+    ended = run_runner(spec, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
+    assert {entry.name for entry in work_of(ended).iterdir()} == {*KEPT, "model"}, "what was fetched is gone"
+    found = ended.full.dataset
+    assert (found["rows_used"], found["identity"]["revision"]) == (24, repository.refs["main"])
+    assert ended.full.base_model == {"name": f"{s3.url}/models/tiny"}
+    config = json.loads((Path(str(ended.outcome.model_path)) / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    ensure_secret(ended, SECRET)
 
 
 def test_plain_text_behind_a_signed_link_is_trained_to_the_end(run_runner: RunRunner, spec: Spec, web: Web) -> None:
