@@ -111,7 +111,9 @@ def _attempt(
     if series.last:
         outcome = _draw(outcome, spec, work_dir, series, log)
     _forget_credentials(spec, work_dir, log)
-    if removed := retention.tidy(spec, work_dir, published=outcome.status == "succeeded"):
+    published = outcome.status == "succeeded"
+    removed = retention.tidy(spec, work_dir, published=published, check_only=check_only)
+    if removed and published:
         log.say(f"{' and '.join(removed)} of the run are removed, since keep={spec.keep!r}")
     return outcome
 

@@ -259,11 +259,13 @@ def followed(rows: Iterable[Row], total: int, events: Events, *, seconds: float 
 
 def _refuse_too_many(count: int, rows: int, dropped: Dropped, max_dropped: float, judged: str) -> None:
     if count > max_dropped * rows:
+        longer = any("training_max_seq_len" in reason for reason in dropped.rows)
         raise UserError(
             "too_many_rows_dropped",
             f"{'about ' if judged else ''}{count:,} of {rows:,} rows ({count / rows:.1%}) cannot be used{judged}, more "
             f"than max_dropped={max_dropped:g} allows: {dropped.describe()}",
-            "Mend the rows named, or raise max_dropped if they may be left out",
+            f"Mend the rows named, {'raise training_max_seq_len, ' if longer else ''}or raise max_dropped if they may "
+            "be left out",
         )
 
 

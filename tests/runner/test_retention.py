@@ -53,6 +53,14 @@ def test_checkpoints_stay_with_their_metrics_and_the_data_goes(work_dir: WorkDir
     assert (work_dir.checkpoints / "training_metrics.jsonl").is_file()
 
 
+def test_of_a_check_no_data_stays_unless_somebody_asks_for_it(work_dir: WorkDir) -> None:
+    retention.tidy(spec(keep="all"), work_dir, published=False, check_only=True)
+    assert (work_dir.data / "train.parquet").is_file()
+    retention.tidy(spec(), work_dir, published=False, check_only=True)
+    assert not work_dir.data.exists()
+    assert work_dir.checkpoints.is_dir()
+
+
 def test_all_stays_where_somebody_asks_for_it(work_dir: WorkDir) -> None:
     before = sorted(work_dir.path.rglob("*"))
     assert retention.tidy(spec(keep="all"), work_dir, published=True) == []
