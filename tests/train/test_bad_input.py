@@ -256,7 +256,7 @@ def test_rows_that_are_longer_than_the_model_reads(run_runner: RunRunner, spec: 
 
 
 def test_a_disk_that_is_too_small_for_all_checkpoints(run_runner: RunRunner, spec: Spec, tmp_path: Path) -> None:
-    spec |= {"algorithm": "sft", "output_model": str(tmp_path / "model")}
+    spec |= {"algorithm": "sft", "output_model": str(tmp_path / "model"), "keep": "checkpoints"}
     spec["parameters"] |= {"num_epochs": 100_000_000, "lr_warmup_steps": 0}
     said = refused(run_runner(spec), "disk_too_small", "resources")
     assert f"GB for checkpoints in {tmp_path / 'work' / '1' / 'checkpoints'}" in said

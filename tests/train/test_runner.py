@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_a_check_looks_at_a_sample_or_at_all_rows_and_a_training_at_all(
 def test_samples_stand_in_the_task_log_with_the_trained_text_marked_and_nowhere_else(
     run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path
 ) -> None:
-    spec |= {"show_samples": 2, "extra_args": {"eval_steps": 5}}
+    spec |= {"show_samples": 2, "extra_args": {"eval_steps": 5}, "keep": "all"}
     spec["parameters"]["data_output_dir"] = (tmp_path / "tokenised").as_uri()
     ended = run_runner(spec, "check")
     assert "| sample of line 1, trained between ⟦ and ⟧:" in ended.output
@@ -241,11 +242,11 @@ def test_a_loss_that_is_not_finite_is_a_failure_and_no_model_is_published(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 64 MB."""
     place = tmp_path / "small-disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no right to mount a small file system: {mounted.stderr.decode()}")
@@ -253,15 +254,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_is_full_while_the_model_is_saved_is_named_as_the_cause(
-    run_runner: RunRunner, spec: dict[str, Any], small_disk: Path
+def test_a_disk_that_fills_up_before_the_model_is_saved_is_named_as_the_cause(
+    start_runner: StartRunner, spec: dict[str, Any], small_disk: Path, tmp_path: Path
 ) -> None:
     spec["work_dir"] = str(small_disk / "work")
-    spec["parameters"]["lora_r"] = 1024
-    ended = run_runner(spec)
-    assert ended.outcome.failure is not None, ended.output
-    assert (ended.outcome.failure.failure_class, ended.outcome.failure.cause) == ("resources", "disk_full")
-    assert ended.outcome.model_uri is None
+    spec["parameters"] |= {"lora_r": 1024, "num_epochs": 50}
+    process = start_runner(spec)
+    _wait_for_a_step(process)
+    (small_disk / "of others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 500_000))
+    output = process.communicate(timeout=100)[0]
+    failure = Outcome.from_json((tmp_path / "termination").read_text()).failure
+    assert failure is not None, output
+    assert (failure.failure_class, failure.cause) == ("resources", "disk_full")
 
 
 def test_the_runner_ends_with_the_process_that_started_it(
@@ -289,11 +293,13 @@ def start_training(start_runner: StartRunner, spec: dict[str, Any]) -> subproces
     """Start a training without end and return once it has made a step."""
     spec["parameters"]["num_epochs"] = 100000
     process = start_runner(spec)
+    _wait_for_a_step(process)
+    return process
+
+
+def _wait_for_a_step(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            return process
-    raise AssertionError("the training has made no step")
+    assert any(line.startswith("step ") for line in process.stdout), "the training has made no step"
 
 
 def children_of(pid: int) -> list[int]:
