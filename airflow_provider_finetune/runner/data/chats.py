@@ -36,9 +36,10 @@ def convert(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
     offsets = pc.subtract(chats.offsets, chats.offsets[0])
     turns = chats.flatten()
     roles, texts = (turns.field(name).cast(pa.string()) for name in ("role", "content"))
-    escaped = texts
+    escaped, there = texts, bytes(_bytes(texts))
     for character, escape in _ESCAPES.items():
-        escaped = pc.replace_substring(escaped, character, escape)
+        if character.encode() in there:
+            escaped = pc.replace_substring(escaped, character, escape)
     written = pc.binary_join_element_wise('{"role":"', roles, '","content":"', escaped, '"}', "")
     joined = pc.binary_join(pa.ListArray.from_arrays(offsets, written), ",")
     opened = pc.binary_join_element_wise('{"messages":[', joined, "]", "")
