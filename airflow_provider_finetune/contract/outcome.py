@@ -61,6 +61,7 @@ class Outcome:
     * ``metrics``: last and best values, tokens, steps, seconds, peak memory in bytes
     * ``loss_curve``: at most 100 ``[step, loss]``
     * ``loss_chart``: URI of the HTML page
+    * ``plan``: steps, epochs, effective batch size, and the disk needed and free in bytes, as the check foresaw them
     * ``dataset``: the data report: fingerprint, rows used, dropped and cut, tokens, share of tokens trained
     * ``work_dir``: the directory of this attempt
     """
@@ -76,6 +77,7 @@ class Outcome:
     work_dir: str | None = None
     spec_hash: str | None = None
     base_model: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     loss_curve: list[list[float]] = field(default_factory=list)
@@ -126,7 +128,7 @@ def _take_from(document: dict[str, Any]) -> None:
     leaving = next((name for name in _LEAVING if name in document), None)
     if len(curve) > 4:
         curve[:] = [curve[0], *curve[2:-1:2], curve[-1]]
-    elif leaving in ("loss_curve", "dataset", "versions", "base_model"):
+    elif leaving in ("loss_curve", "plan", "dataset", "versions", "base_model"):
         del document[leaving]
     elif failure.get("log_tail"):
         del failure["log_tail"][0]
@@ -138,6 +140,7 @@ def _take_from(document: dict[str, Any]) -> None:
 
 _LEAVING = (
     "loss_curve",
+    "plan",
     "dataset",
     "versions",
     "base_model",

@@ -63,13 +63,15 @@ def runner_config_map(namespace: str) -> dict[str, Any]:
     }
 
 
-def command(runner: str, spec: str) -> tuple[list[str], list[str]]:
+def command(runner: str, spec: str, grace: int | None = None) -> tuple[list[str], list[str]]:
     """Return the container's command and arguments.
 
     :param runner: ``configmap`` and ``image`` start the file at its place, ``inline`` brings it in the arguments.
     :param spec: the training spec as JSON.
+    :param grace: seconds from SIGTERM to SIGKILL, where they are known.
     """
     run = ["run", "--spec-json", spec, "--termination-message", TERMINATION_MESSAGE]
+    run += [] if grace is None else ["--grace-seconds", str(grace)]
     if runner != "inline":
         return ["python3", "-u", _RUNNER_PATH], list(map(literal, run))
     return ["python3", "-u", "-c", _UNPACK], list(map(literal, [*_chunks(runner_bytes()), "--", *run]))

@@ -23,8 +23,11 @@ NODE = "node"
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 GRACE_SECONDS = 60
-"""From SIGTERM to SIGKILL. The runner gives its child 25 s, then writes the outcome; Kubernetes' own 30 s are scarce
-where a process with a hundred gigabytes has to go first."""
+"""From SIGTERM to SIGKILL. Kubernetes' own 30 s are scarce where a process with a hundred gigabytes has to go."""
+
+SAVING_SECONDS = 300
+"""The same where a checkpoint is saved first, which takes minutes with billions of weights: as long as training-hub's
+own launcher waits for it. A pod that is done ends at once."""
 
 _LONGEST_ARGUMENT = 65_536
 """Bytes: what a TrainJob of 2.2 takes. 2.1 and 2.3 take more, Linux 128 KiB."""
@@ -163,7 +166,7 @@ def render(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
     group = API_VERSION.partition("/")[0]
     spec = {
         "runtimeRef": {"apiGroup": group, "kind": request.runtime_kind, "name": request.runtime},
-        "trainer": _trainer(request),
+        "trainer": _trainer(request, api),
         **_pods(request, api),
     }
     if request.deadline is not None and api is not TrainerApi.POD_TEMPLATE_OVERRIDES:
@@ -191,8 +194,8 @@ def forms_with(field: str) -> frozenset[TrainerApi]:
     return next((forms for end, forms in _FORMS_WITH.items() if field.endswith(end)), _NONE)
 
 
-def _trainer(request: JobRequest) -> dict[str, Any]:
-    command, arguments = container.command(request.runner, request.spec.to_json())
+def _trainer(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
+    command, arguments = container.command(request.runner, request.spec.to_json(), _grace(request, api))
     return {
         **({"image": request.image} if request.image else {}),
         "command": command,
@@ -220,12 +223,20 @@ def _pods(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
     spec = _pod_spec(request)
     if api is TrainerApi.POD_TEMPLATE_OVERRIDES:
         return {"podTemplateOverrides": [{"targetJobs": [{"name": NODE}], "metadata": metadata, "spec": spec}]}
-    grace = POD_FIELDS["termination_grace_period_seconds"]
-    if api in CARRIED["termination_grace_period_seconds"]:
-        spec.setdefault(grace, GRACE_SECONDS)
+    if grace := _grace(request, api):
+        spec[POD_FIELDS["termination_grace_period_seconds"]] = grace
     job = {"name": NODE, "template": {"spec": {"template": {"metadata": metadata, "spec": spec}}}}
     patch = {"template": {"spec": {"replicatedJobs": [job]}}}
     return {"runtimePatches": [{"manager": f"{DOMAIN}/operator", "trainingRuntimeSpec": patch}]}
+
+
+def _grace(request: JobRequest, api: TrainerApi) -> int | None:
+    """Return the seconds from SIGTERM to SIGKILL, ``None`` where the runtime or Kubernetes decides."""
+    if api not in CARRIED["termination_grace_period_seconds"]:
+        return None
+    asked_for: int | None = request.kubernetes_config.get("termination_grace_period_seconds")
+    usual = GRACE_SECONDS if request.spec.resume == "never" else SAVING_SECONDS
+    return usual if asked_for is None else asked_for
 
 
 def _pod_spec(request: JobRequest) -> dict[str, Any]:

@@ -114,12 +114,6 @@ def _one_of(*allowed: str) -> Callable[[Any], Broken | None]:
     return rule
 
 
-def _resume(value: Any) -> Broken | None:
-    if value == "require":
-        return "this version cannot resume a training yet", "Use resume='auto'"
-    return _one_of("auto", "never")(value)
-
-
 def _duration(value: Any) -> Broken | None:
     number = seconds(value) if isinstance(value, (timedelta, int, float)) and not isinstance(value, bool) else math.nan
     if value is None or (number is not None and 0 < number < math.inf):
@@ -229,7 +223,7 @@ _ARGUMENTS: dict[str, Callable[[Any], Broken | None]] = {
     "startup_timeout": _duration,
     "training_timeout": _duration,
     "progress_interval": _interval,
-    "resume": _resume,
+    "resume": _one_of("auto", "never", "require"),
     "on_finish": _one_of("delete_succeeded", "delete", "keep"),
     "keep": _one_of("model", "checkpoints", "all"),
     "fail_fast": _true_or_false,

@@ -87,9 +87,10 @@ class TrainingOperator(BaseOperator):
     :param training_timeout: longest time of the program itself, also locally: timedelta or seconds. ``None`` has no
         limit.
     :param progress_interval: time between two progress lines: timedelta or seconds.
-    :param resume: ``"auto"`` goes on from a checkpoint of an earlier try of the same training where this version can
-        (it cannot yet, so each try starts anew), ``"never"`` starts anew, ``"require"`` fails without one and is
-        refused (templated).
+    :param resume: ``"auto"`` lets a training that is ended by a signal save a checkpoint in the grace period (30 s
+        locally, 300 s in a TrainJob of Trainer 2.3) and a later try of the same training go on from it, on a
+        ``pvc_path`` that outlives the pod; after a success, or where data or parameters have changed, it starts anew.
+        ``"never"`` saves none and starts anew, ``"require"`` fails where there is nothing to go on from (templated).
     :param on_finish: what becomes of the job object: ``"delete_succeeded"``, ``"delete"`` or ``"keep"``.
     :param keep: which files of the run stay: ``"model"``, ``"checkpoints"`` or ``"all"``.
     :param fail_fast: end at once when the cause of a stuck start is the user's to mend.

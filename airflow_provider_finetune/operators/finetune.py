@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class FineTuneOperator(TrainingOperator):
     """Fine-tune all of a language model with OSFT, which keeps what the model knows, or with SFT.
 
-    This version trains SFT, on a CPU and in float32. OSFT, the default, and GPUs end with an error that says so.
+    SFT trains every weight. OSFT, the default, parts each targeted matrix by its singular values and trains only the
+    directions that matter least; it forgets less, and takes more memory and time. On a CPU both train in float32.
 
     Takes the inputs of the pipelines component ``finetuning`` by name and default. Numbers and switches may be
     templates or upstream results: the text that comes out is read as what the parameter is. Where and how to run
@@ -95,7 +96,7 @@ class FineTuneOperator(TrainingOperator):
     :param training_resource_memory_per_worker: memory of a worker, as a Kubernetes quantity such as ``"32Gi"``.
         Locally: no effect (templated).
     :param training_resource_num_procs_per_worker: training processes of a worker: ``"auto"`` for one a GPU, or a number
-        up to that of its GPUs. Locally: no effect (templated).
+        up to that of its GPUs. OSFT on a CPU: one (templated).
     :param training_resource_num_workers: number of workers (pods). Several need a ``ReadWriteMany`` claim, and are an
         error with LoRA, which has not been seen on several yet. Locally: no effect (templated).
     :param training_metadata_labels: labels of the pods, as ``key=value,key=value`` or a dict. Locally: no effect
@@ -107,13 +108,13 @@ class FineTuneOperator(TrainingOperator):
     :param training_osft_memory_efficient_init: no effect with training-hub 0.11, which decides itself how it loads the
         model (templated).
     :param training_target_patterns: parts of the names of the modules that OSFT trains, as ``a,b`` or a list. Empty:
-        mini-trainer's choice for the model's architecture. SFT: no effect (templated).
+        mini-trainer's choice for the model's architecture, told by its configuration. SFT: no effect (templated).
     :param training_seed: random seed. ``None``: 42 for OSFT and SFT, 3407 for LoRA. LoRA on a GPU: it decides the first
         weights of the adapter, not the order of the data (templated).
     :param training_use_liger: use Liger kernels, which save GPU memory. ``None``: no. LoRA, or on a CPU: no
         effect (templated).
     :param training_use_processed_dataset: the data is tokenised already, in rows of ``input_ids`` and ``labels``.
-        ``None``: no. SFT: true is an error, as it tokenises its data itself (templated).
+        ``None``: no. SFT: true is an error; it recognises such rows by themselves (templated).
     :param training_unmask_messages: train on the prompts as well, not on what the assistant says only. ``None``: no
         (templated).
     :param training_lr_scheduler: course of the learning rate after the warm-up, by its transformers name such as

@@ -16,7 +16,6 @@ from airflow_provider_finetune.settings import airflow_home, executor_is_elsewhe
 _WITHOUT_EFFECT = (
     "resource_cpu_per_worker",
     "resource_memory_per_worker",
-    "resource_num_procs_per_worker",
     "resource_num_workers",
     "metadata_labels",
     "metadata_annotations",

@@ -89,7 +89,7 @@ class LoRAOperator(TrainingOperator):
     :param training_resource_memory_per_worker: memory of a worker, as a Kubernetes quantity such as ``"32Gi"``.
         Locally: no effect (templated).
     :param training_resource_num_procs_per_worker: training processes of a worker: ``"auto"`` for one a GPU, or a number
-        up to that of its GPUs. Locally: no effect (templated).
+        up to that of its GPUs. OSFT on a CPU: one (templated).
     :param training_resource_num_workers: number of workers (pods). Several need a ``ReadWriteMany`` claim, and are an
         error with LoRA, which has not been seen on several yet. Locally: no effect (templated).
     :param training_metadata_labels: labels of the pods, as ``key=value,key=value`` or a dict. Locally: no effect

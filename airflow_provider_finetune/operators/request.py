@@ -52,6 +52,7 @@ def local_spec(
     :param work_dir: directory of the task instance.
     :param map_index: ``-1`` where the task is not mapped.
     """
+    gpus, processes = values["resource_gpu_per_worker"], values["resource_num_procs_per_worker"]
     return TrainingSpec(
         algorithm=algorithm,
         base_model=values["base_model"],
@@ -61,7 +62,8 @@ def local_spec(
         output_metrics=output(documented["output_metrics"], map_index),
         output_loss_chart=output(documented["output_loss_chart"], map_index),
         # Nobody who asks for no GPU wants one taken, also where the machine has some.
-        device="cpu" if values["resource_gpu_per_worker"] == 0 else "auto",
+        device="cpu" if gpus == 0 else "auto",
+        processes_per_node=int(processes) if processes != "auto" else gpus if gpus > 1 else "auto",
         **_alike_everywhere(documented, values, arguments),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from airflow_provider_finetune.contract.version import __version__
 from airflow_provider_finetune.runner.log import die_with_parent
+from airflow_provider_finetune.runner.stopping import GRACE_SECONDS
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_only=arguments.command == "check",
         every_row=arguments.all,
         termination_message=arguments.termination_message,
+        grace=arguments.grace_seconds,
     )
 
 
@@ -51,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         spec.add_argument("--spec-json", metavar="TEXT", help="the same as text")
         command.add_argument(
             "--termination-message", type=Path, metavar="FILE", help="where the small form of the outcome goes as well"
+        )
+        command.add_argument(
+            "--grace-seconds",
+            type=float,
+            default=GRACE_SECONDS,
+            metavar="N",
+            help="time from SIGTERM to SIGKILL, in which a checkpoint is saved (default %(default)g)",
         )
         command.add_argument(
             "--exit-with-parent", action="store_true", help="end when the process that started this one is gone"

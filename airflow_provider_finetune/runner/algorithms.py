@@ -1,194 +1,21 @@
-"""Documented parameters to training-hub keywords, per algorithm, with every quirk and its reason.
-
-Each documented parameter has one of four fates, and :data:`FATES` names it for every algorithm: it is sent under a
-keyword, the runner sees to it itself, it has no effect (said once in the task log when somebody has set it), or the
-contract's rules refuse it. A new training-hub release touches this module.
-"""
+"""Documented parameters to training-hub keywords, per algorithm; what becomes of each is in ``fates.py``."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
-from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
+from airflow_provider_finetune.contract.coercion import coerce
+from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.failures import UserError
-
-MAX_TOKENS_PER_MICRO_BATCH_ON_CPU = 4096
-"""More tokens at once make no CPU faster, and the logits of a large vocabulary alone would fill its memory."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """training-hub gets it under this keyword; ``None`` is not sent."""
-
-    keyword: str
-
-
-@dataclass(frozen=True)
-class Ours:
-    """The runner sees to it."""
-
-    how: str
-
-
-@dataclass(frozen=True)
-class WithoutEffect:
-    """Nothing reads it."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The contract's rules let no value through that would be ignored."""
-
-
-Fate = Sent | Ours | WithoutEffect | Refused
-
-_COMMON: dict[str, Fate] = {
-    "effective_batch_size": Sent("effective_batch_size"),
-    "max_tokens_per_gpu": Sent("max_tokens_per_gpu"),
-    "max_seq_len": Sent("max_seq_len"),
-    # training-hub checks for a float, and a whole number in JSON comes back as an int: the record's type holds it.
-    "learning_rate": Sent("learning_rate"),
-    "lr_warmup_steps": Sent("warmup_steps"),
-    "checkpoint_at_epoch": Sent("checkpoint_at_epoch"),
-    "num_epochs": Sent("num_epochs"),
-    "data_output_dir": Sent("data_output_dir"),
-    "use_liger": Sent("use_liger"),
-    "lr_scheduler": Sent("lr_scheduler"),
-}
-
-_OSFT: dict[str, Fate] = {
-    **_COMMON,
-    "seed": Sent("seed"),
-    "unfreeze_rank_ratio": Sent("unfreeze_rank_ratio"),
-    "osft_memory_efficient_init": WithoutEffect("training-hub decides by itself how it loads the model"),
-    # An empty list is falsy for mini-trainer, which then chooses the patterns of the architecture itself.
-    "target_patterns": Sent("target_patterns"),
-    "use_processed_dataset": Sent("use_processed_dataset"),
-    "unmask_messages": Sent("unmask_messages"),
-    "lr_scheduler_kwargs": Ours("sent with numbers parsed out of text"),
-    "save_final_checkpoint": Sent("save_final_checkpoint"),
-    "save_samples": WithoutEffect("OSFT saves at the end of an epoch and at the end of training"),
-    "accelerate_full_state_at_epoch": WithoutEffect("it is an option of SFT"),
-    "fsdp_sharding_strategy": Refused(),
-}
-
-_SFT: dict[str, Fate] = {
-    **_COMMON,
-    # ``seed`` would be dropped: instructlab-training's field is random_seed.
-    "seed": Sent("random_seed"),
-    "lr_scheduler": Refused(),
-    "lr_scheduler_kwargs": Refused(),
-    "unfreeze_rank_ratio": WithoutEffect("it is an option of OSFT"),
-    "osft_memory_efficient_init": WithoutEffect("it is an option of OSFT"),
-    "target_patterns": WithoutEffect("it is an option of OSFT"),
-    "use_processed_dataset": Refused(),
-    "unmask_messages": Ours("written into each row as 'unmask'"),
-    "save_final_checkpoint": WithoutEffect("SFT saves at the end of each epoch (training_checkpoint_at_epoch)"),
-    "save_samples": Sent("save_samples"),
-    "accelerate_full_state_at_epoch": Sent("accelerate_full_state_at_epoch"),
-    "fsdp_sharding_strategy": Ours("sent as FSDPOptions, which must be built where instructlab-training is"),
-}
-
-_RESERVED = WithoutEffect("it is reserved in training-hub")
-_LORA: dict[str, Fate] = {
-    **_COMMON,
-    "effective_batch_size": Ours("micro-batch x accumulation x processes"),
-    "max_tokens_per_gpu": WithoutEffect("training-hub's LoRA has no such limit; set extra_args['micro_batch_size']"),
-    "checkpoint_at_epoch": WithoutEffect("training-hub's LoRA saves every extra_args['save_steps'] steps (500)"),
-    "data_output_dir": Ours("directory of the tokenised data"),
-    "use_liger": WithoutEffect("training-hub's LoRA has no Liger kernels"),
-    # Only the initialisation of the adapter on CUDA; the order of the data as well on a CPU.
-    "seed": Sent("seed"),
-    "lora_r": Sent("lora_r"),
-    "lora_alpha": Sent("lora_alpha"),
-    "lora_dropout": Sent("lora_dropout"),
-    "lora_target_modules": Sent("target_modules"),
-    "lora_use_rslora": Sent("use_rslora"),
-    "lora_use_dora": Sent("use_dora"),
-    "lora_load_in_4bit": Sent("load_in_4bit"),
-    "lora_load_in_8bit": Sent("load_in_8bit"),
-    # Sent raw to from_pretrained with load_in_4bit, which ends in a TypeError: the component never sends them.
-    "lora_bnb_4bit_quant_type": _RESERVED,
-    "lora_bnb_4bit_compute_dtype": _RESERVED,
-    "lora_bnb_4bit_use_double_quant": _RESERVED,
-    "lora_sample_packing": Sent("sample_packing"),
-}
-
-FATES: dict[str, dict[str, Fate]] = {"osft": _OSFT, "sft": _SFT, "lora_sft": _LORA}
-
-_LORA_ON_CPU: dict[str, Fate] = {
-    **_LORA,
-    "max_tokens_per_gpu": Ours(f"limits the micro-batch, with {MAX_TOKENS_PER_MICRO_BATCH_ON_CPU} at most"),
-    "checkpoint_at_epoch": Sent("checkpoint_at_epoch"),
-    "lora_sample_packing": WithoutEffect(
-        "without flash attention packed samples would see each other, so a CPU trains them side by side"
-    ),
-    "lora_load_in_4bit": Refused(),
-    "lora_load_in_8bit": Refused(),
-}
-
-_SFT_ON_CPU: dict[str, Fate] = {
-    **_SFT,
-    "effective_batch_size": _LORA["effective_batch_size"],
-    "max_tokens_per_gpu": _LORA_ON_CPU["max_tokens_per_gpu"],
-    "max_seq_len": Ours("longer rows are dropped when the data is tokenised"),
-    "data_output_dir": _LORA["data_output_dir"],
-    "unmask_messages": Ours("in the labels of the tokenised rows"),
-    "use_liger": WithoutEffect("Liger kernels need a GPU"),
-    "fsdp_sharding_strategy": WithoutEffect("on a CPU each process holds the whole model"),
-}
-
-_ON_CPU: dict[str, dict[str, Fate]] = {"sft": _SFT_ON_CPU, "lora_sft": _LORA_ON_CPU}
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "osft": {"learning_rate": 5e-6, "lr_warmup_steps": 0, "num_epochs": 1, "checkpoint_at_epoch": False},
-    # Full accelerator state at each epoch costs several times the model on disk.
-    "sft": {
-        "learning_rate": 5e-6,
-        "lr_warmup_steps": 0,
-        "num_epochs": 1,
-        "checkpoint_at_epoch": True,
-        "accelerate_full_state_at_epoch": False,
-    },
-    "lora_sft": {"learning_rate": 2e-4, "lr_warmup_steps": 10, "num_epochs": 3, "checkpoint_at_epoch": False},
-}
-"""What ``None`` means where the component, and not training-hub, decides."""
-
-
-def fates(algorithm: str, device: str) -> dict[str, Fate]:
-    """Return the fate of each documented parameter.
-
-    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
-    :param device: ``cuda`` or ``cpu``.
-    """
-    return (_ON_CPU if device == "cpu" else FATES).get(algorithm, FATES[algorithm])
-
-
-def effective_parameters(spec: TrainingSpec) -> dict[str, Any]:
-    """Return the documented parameters with what ``None`` means put in its place."""
-    record = spec.record()
-    given = {item.name: getattr(record, item.name) for item in fields(record) if item.name not in OPERATOR_ONLY}
-    defaults = DEFAULTS[spec.algorithm]
-    return {name: defaults.get(name) if value is None else value for name, value in given.items()}
-
-
-def without_effect(spec: TrainingSpec, device: str) -> list[str]:
-    """Return one sentence for each parameter that somebody has set and that nothing reads."""
-    documented, given = RECORDS[spec.algorithm](), spec.record()
-    return [
-        f"training_{name}={getattr(given, name)!r} has no effect: {fate.why}"
-        for name, fate in fates(spec.algorithm, device).items()
-        if isinstance(fate, WithoutEffect) and getattr(given, name) != getattr(documented, name)
-    ]
+from airflow_provider_finetune.runner.fates import (
+    MAX_TOKENS_PER_MICRO_BATCH_ON_CPU,
+    Sent,
+    effective_parameters,
+    fates,
+)
 
 
 def refuse_quantisation_on_cpu(spec: TrainingSpec) -> None:
@@ -257,80 +84,135 @@ def _size(extra_args: Mapping[str, Any], name: str) -> int | None:
 
 
 def keywords(
-    spec: TrainingSpec, *, device: str, data_path: str, model_path: str, checkpoints: str, data_dir: str
+    spec: TrainingSpec,
+    *,
+    device: str,
+    model_path: str,
+    checkpoints: str,
+    data_dir: str,
+    patterns: list[str] | None = None,
+    chats: bool = True,
 ) -> dict[str, Any]:
-    """Return what training-hub's function of the algorithm is called with, without ``extra_args``.
+    """Return what training-hub's function of the algorithm is called with, without ``extra_args`` and the data.
 
     :param spec: what is to be trained.
     :param device: ``cuda`` or ``cpu``.
-    :param data_path: the prepared data.
     :param model_path: directory or HuggingFace id of the base model.
     :param checkpoints: the library's output directory.
     :param data_dir: where the library may write what it processes.
+    :param patterns: parts of the names of the matrices that OSFT trains, those of the architecture.
+    :param chats: the rows are chats, and not texts or tokens.
     """
     parameters = effective_parameters(spec)
-    sent: dict[str, Any] = {"model_path": model_path, "data_path": data_path, "ckpt_output_dir": checkpoints}
+    sent: dict[str, Any] = {"model_path": model_path, "ckpt_output_dir": checkpoints}
     for name, fate in fates(spec.algorithm, device).items():
         value = parameters[name]
         if isinstance(fate, Sent) and value is not None and value != []:
             sent[fate.keyword] = value
-    if spec.algorithm == "lora_sft":
-        sent["dataset_type"] = "passthrough"
-    if spec.algorithm == "sft" and device == "cpu" and spec.keep == "model":
-        # All of them go in the end. The one before the last stays for a training that ends while it saves.
-        sent["save_total_limit"] = 2
-    if spec.algorithm == "lora_sft" or device == "cpu":
-        # The runner itself processes the data and starts the processes.
-        return sent
-    sent.setdefault("data_output_dir", data_dir)
-    sent["nnodes"] = spec.nodes
-    sent["nproc_per_node"] = spec.processes_per_node
-    if spec.algorithm == "osft" and parameters["lr_scheduler_kwargs"]:
-        sent["lr_scheduler_kwargs"] = {
-            name: _number(value) for name, value in parameters["lr_scheduler_kwargs"].items()
-        }
-    if spec.algorithm == "sft" and parameters["fsdp_sharding_strategy"]:
-        sent["fsdp_options"] = _fsdp_options(parameters["fsdp_sharding_strategy"])
+    if spec.resume != "never":
+        sent["enable_jit_checkpoint"] = True
+    if spec.algorithm == "osft":
+        sent |= _osft(spec, parameters, device) | {"target_patterns": parameters["target_patterns"] or patterns or []}
+    elif spec.algorithm == "sft":
+        sent |= _sft(spec, parameters, device)
+    else:
+        # Whether Unsloth keeps the labels of rows that are passed through has not been seen on a GPU yet.
+        sent["dataset_type"] = "chat_template" if device == "cuda" and chats else "passthrough"
+    if spec.algorithm != "lora_sft" and device == "cuda":
+        # The library starts the processes. It is given tokens, so what was reported is what is trained.
+        sent |= {"nnodes": spec.nodes, "nproc_per_node": spec.processes_per_node}
+        sent.setdefault("data_output_dir", data_dir)
     return sent
 
 
-_NEVER_THE_USERS = frozenset({"save_model", "effective_batch_size", "backend"})
-"""Without ``save_model`` there would be nothing to publish; the batch is put together by :func:`batching`."""
+def _osft(spec: TrainingSpec, parameters: Mapping[str, Any], device: str) -> dict[str, Any]:
+    options = {name: _number(value) for name, value in parameters["lr_scheduler_kwargs"].items()}
+    # No backend of a CPU reads these two, but training-hub's function wants them.
+    wanted = {name: parameters[name] for name in ("max_tokens_per_gpu", "max_seq_len")}
+    return {
+        **wanted,
+        **({"use_processed_dataset": True} if device == "cuda" else _few_models(spec)),
+        **({"lr_scheduler_kwargs": options} if options else {}),
+    }
 
 
-def with_extra_args(sent: Mapping[str, Any], extra_args: Mapping[str, Any]) -> dict[str, Any]:
+def _sft(spec: TrainingSpec, parameters: Mapping[str, Any], device: str) -> dict[str, Any]:
+    if device == "cpu":
+        return _few_models(spec)
+    strategy = parameters["fsdp_sharding_strategy"]
+    return {"process_data": False, **({"fsdp_options": _fsdp_options(strategy)} if strategy else {})}
+
+
+def _few_models(spec: TrainingSpec) -> dict[str, Any]:
+    # All of them go in the end. The one before the last stays for a training that ends while it saves.
+    return {"save_total_limit": 2} if spec.keep == "model" else {}
+
+
+_NEVER_THE_USERS = frozenset(
+    {"save_model", "effective_batch_size", "backend", "data_path", "use_processed_dataset", "process_data"}
+)
+"""Without ``save_model`` there would be nothing to publish; the batch is put together by :func:`batching`, and the data
+by the check."""
+
+_RESUMING = frozenset(
+    {"enable_jit_checkpoint", "on_demand_checkpointing", "resume_from_full_state_checkpoint", "checkpoint_storage"}
+)
+"""A checkpoint is gone on from where it is known to be of the same training, which only a lineage tells."""
+
+
+def refuse_collisions(spec: TrainingSpec) -> None:
+    """Refuse what ``extra_args`` may never set, which is known without any library.
+
+    :param spec: what is to be trained.
+    :raises UserError: it sets such a keyword.
+    """
+    if resuming := sorted(_RESUMING & set(spec.extra_args)):
+        raise UserError(
+            "extra_args_collide",
+            f"extra_args sets {', '.join(resuming)}, and the operator sees to checkpoints that a retry goes on from",
+            "Use resume=, and a pvc_path that outlives the pod",
+        )
+    _refuse(_NEVER_THE_USERS, spec)
+
+
+def with_extra_args(spec: TrainingSpec, sent: Mapping[str, Any]) -> dict[str, Any]:
     """Add the user's own keywords, which may not replace a documented parameter's.
 
+    :param spec: its ``extra_args``.
     :param sent: what :func:`keywords` returned.
-    :param extra_args: the user's own.
     :raises UserError: a keyword that we set ourselves; ``dataset_type`` may be chosen.
     """
-    ours = (set(sent) - {"dataset_type"}) | _NEVER_THE_USERS
-    taken = sorted(ours & set(extra_args))
-    if taken:
+    _refuse((set(sent) - {"dataset_type"}) | _NEVER_THE_USERS, spec)
+    trust = {"trust_remote_code": trusts_remote_code(spec)} if "trust_remote_code" in spec.extra_args else {}
+    return {**sent, **spec.extra_args, **trust}
+
+
+def _refuse(ours: set[str] | frozenset[str], spec: TrainingSpec) -> None:
+    if taken := sorted(ours & set(spec.extra_args)):
         raise UserError(
             "extra_args_collide",
             f"extra_args sets {', '.join(taken)}, which the operator sets itself",
             "Use the documented training_* parameter, or remove it from extra_args",
         )
-    return {**sent, **extra_args}
 
 
-def refuse_what_would_be_dropped(algorithm: str, backend: str, names: Iterable[str]) -> None:
-    """Hold keywords against the installed training-hub, whose functions drop what they do not know in silence.
+def trusts_remote_code(spec: TrainingSpec) -> bool:
+    """Return whether code that a model brings along may be run.
 
-    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
-    :param backend: name of the algorithm's backend in training-hub's registry.
-    :param names: the keywords that are about to be sent.
-    :raises UserError: one of them would be dropped.
+    A rendered template is a text, and ``bool("False")`` is true.
+
+    :param spec: its ``extra_args`` say so.
+    :raises UserError: they say something that is neither true nor false.
     """
-    dropped = sorted(set(names) - accepted_keywords(algorithm, backend))
-    if dropped:
+    value = spec.extra_args.get("trust_remote_code")
+    try:
+        return bool(coerce(bool | None, value))
+    except ValueError as error:
         raise UserError(
-            "keyword_unknown",
-            f"training-hub {version('training-hub')} would ignore {', '.join(dropped)} for {algorithm} ({backend})",
-            "Check the spelling in extra_args, or use an image with a training-hub that knows it",
-        )
+            "extra_args_wrong",
+            f"extra_args sets trust_remote_code={value!r}: {error}",
+            "Set it to True, or leave it out",
+        ) from error
 
 
 def ensure_a_model_is_saved(spec: TrainingSpec, rows: int) -> None:
@@ -351,48 +233,6 @@ def ensure_a_model_is_saved(spec: TrainingSpec, rows: int) -> None:
             f"reached in a training on {samples} samples",
             "Leave training_checkpoint_at_epoch out, or lower training_save_samples",
         )
-
-
-_BEFORE_THE_BACKEND = frozenset({"callbacks", "enable_jit_checkpoint", "checkpoint_storage"})
-"""Keywords that the algorithms themselves act on."""
-
-_READ_BY_OSFT_BACKEND = frozenset(
-    {
-        *("model_path", "data_path", "ckpt_output_dir", "max_seq_len", "data_output_dir", "use_processed_dataset"),
-        *("unmask_messages", "is_pretraining", "block_size", "document_column_name"),
-        *("effective_batch_size", "num_epochs", "use_liger", "warmup_steps", "target_patterns", "unfreeze_rank_ratio"),
-        *("nproc_per_node", "nnodes", "node_rank", "rdzv_id", "rdzv_endpoint", "master_addr", "master_port"),
-    }
-)
-"""What training-hub's OSFT backend uses, renames or takes apart before the rest meets mini-trainer's fields."""
-
-
-def accepted_keywords(algorithm: str, backend: str) -> set[str]:
-    """Return the keywords that reach the installed backend.
-
-    SFT and OSFT filter by the fields of their backends' arguments. LoRA, and the backends of ours, get a plain dict, of
-    which they read some names and no others (a signature also takes names that nothing reads), so their source decides.
-    """
-    from training_hub import AlgorithmRegistry
-
-    if algorithm == "sft" and backend == "instructlab-training":
-        from instructlab.training import TrainingArgs as SFTArguments
-
-        train = AlgorithmRegistry.get_algorithm(algorithm).train
-        named = {
-            name for name, item in inspect.signature(train).parameters.items() if item.kind is not item.VAR_KEYWORD
-        }
-        return (named - {"self"}) | set(SFTArguments.model_fields)
-    if algorithm == "osft":
-        from mini_trainer import TrainingArgs as OSFTArguments
-
-        return {item.name for item in fields(OSFTArguments)} | _READ_BY_OSFT_BACKEND | _BEFORE_THE_BACKEND
-    source = inspect.getsource(inspect.getmodule(AlgorithmRegistry.get_backend(algorithm, backend)))  # type: ignore[arg-type]
-    # What "sft" makes of the others is an option of instructlab-training.
-    return set(_PARAMS_READ.findall(source)) | ({"callbacks"} if algorithm == "sft" else _BEFORE_THE_BACKEND)
-
-
-_PARAMS_READ = re.compile(r"""params(?:\.get)?[\[(]\s*['"](\w+)['"]""")
 
 
 def _fsdp_options(strategy: str) -> Any:

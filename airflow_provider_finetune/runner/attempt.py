@@ -9,14 +9,15 @@ from typing import Any
 
 from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PEER_FAILED, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import algorithms, nodes, recovery, retention, storage, workdir
+from airflow_provider_finetune.runner import lineage, nodes, recovery, retention, storage
 from airflow_provider_finetune.runner.failures import UserError, explain
+from airflow_provider_finetune.runner.fates import effective_parameters
 from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.meeting import Meeting, join
 from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.reporting.chart import render_chart
 from airflow_provider_finetune.runner.reporting.series import Series
-from airflow_provider_finetune.runner.stopping import Stop
+from airflow_provider_finetune.runner.stopping import GRACE_SECONDS, Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 
@@ -24,7 +25,12 @@ _LOG_TAIL_LINES = 40
 
 
 def run(
-    document: Path | str, *, check_only: bool, every_row: bool = False, termination_message: Path | None = None
+    document: Path | str,
+    *,
+    check_only: bool,
+    every_row: bool = False,
+    termination_message: Path | None = None,
+    grace: float = GRACE_SECONDS,
 ) -> int:
     """Run one attempt on this node.
 
@@ -32,6 +38,7 @@ def run(
     :param check_only: end after the check.
     :param every_row: a check looks at lengths and mask of all rows, not of a sample.
     :param termination_message: a file for the small form, beside the line on standard output.
+    :param grace: seconds from SIGTERM to SIGKILL, as whoever sends them has said.
     :return: exit status, 0 or 1.
     """
     log, stop = RunLog(), Stop().listen()
@@ -42,15 +49,19 @@ def run(
             log.say(f"nothing is trained: the last attempt in {found.work_dir} has all that was asked for")
             return _leave(found, None, log, None if here.node else termination_message)
         if here.node:
-            return 0 if check_only else _assist(spec, here, log, stop, termination_message)
-        work_dir = workdir.create(Path(spec.work_dir))
+            return 0 if check_only else _assist(spec, here, log, stop, termination_message, grace)
+        with lineage.entered(spec, check_only=check_only) as (work_dir, going_on):
+            log.open(work_dir.log())
+            if going_on:
+                log.say(f"an earlier try of this training has been in {work_dir.path}")
+            meeting = Meeting(here, spec, work_dir)
+            outcome = _attempt(
+                spec, work_dir, log, stop, here, meeting, grace, check_only=check_only, every_row=every_row
+            )
+            status = _leave(outcome, work_dir, log, termination_message)
+            meeting.dismiss(outcome.failure, stop)
     except Exception as error:
         return _leave(Outcome(status="failed", failure=explain(error)), None, log, termination_message)
-    log.open(work_dir.log())
-    meeting = Meeting(here, spec, work_dir)
-    outcome = _attempt(spec, work_dir, log, stop, here, meeting, check_only=check_only, every_row=every_row)
-    status = _leave(outcome, work_dir, log, termination_message)
-    meeting.dismiss(outcome.failure, stop)
     return status
 
 
@@ -72,6 +83,7 @@ def _attempt(
     stop: Stop,
     here: Placement,
     meeting: Meeting,
+    grace: float,
     *,
     check_only: bool,
     every_row: bool,
@@ -82,8 +94,8 @@ def _attempt(
         storage.put_text(spec.to_json(), work_dir.spec)
         model, data = storage.shown(spec.base_model), storage.shown(spec.dataset)
         log.say(f"{spec.algorithm}: {model} on {data}; work directory {work_dir.path}")
-        epochs = algorithms.effective_parameters(spec)["num_epochs"]
-        supervisor = Supervisor(spec, work_dir, log, stop, epochs=epochs)
+        epochs = effective_parameters(spec)["num_epochs"]
+        supervisor = Supervisor(spec, work_dir, log, stop, epochs=epochs, grace=grace)
         if check_only:
             supervisor.run("work --only check" + " --all" * every_row)
         elif here.processes == 1:
@@ -127,13 +139,15 @@ def _train_together(supervisor: Supervisor, meeting: Meeting, log: RunLog, stop:
         supervisor.run("launch")
 
 
-def _assist(spec: TrainingSpec, here: Placement, log: RunLog, stop: Stop, termination_message: Path | None) -> int:
+def _assist(
+    spec: TrainingSpec, here: Placement, log: RunLog, stop: Stop, termination_message: Path | None, grace: float
+) -> int:
     """Train on another node than the first, which alone follows, publishes and reports."""
     work_dir = None
     try:
         work_dir = join(here, spec, stop, log.say)
         log.open(work_dir.log(here.node))
-        supervisor = Supervisor(spec, work_dir, log, stop, epochs=1, node=here.node)
+        supervisor = Supervisor(spec, work_dir, log, stop, epochs=1, grace=grace, node=here.node)
         supervisor.run("launch")
         failure = _with_culprit(supervisor.failure, work_dir, here)
     except Exception as error:

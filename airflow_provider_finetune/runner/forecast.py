@@ -57,7 +57,7 @@ def tokenised(algorithm: str, tokens: int) -> int:
     Seen with TRL 1.16 and datasets 5.2: 8 bytes a token in Arrow, and for LoRA the same again, as TRL's ``map`` writes
     what it has cut to ``max_length``. Parquet is compressed, and 8 bytes a token at most.
 
-    :param algorithm: ``sft`` or ``lora_sft``.
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
     :param tokens: of one epoch.
     """
     return (3 if algorithm == "lora_sft" else 2) * _TOKEN * tokens
@@ -120,7 +120,7 @@ def sft_checkpoints(
 def checkpoints(algorithm: str, sent: Mapping[str, Any], counted: Sizes, beside: int, *, rows: int, steps: int) -> int:
     """Return what the checkpoints of a training on a CPU take, where weights are float32.
 
-    :param algorithm: ``sft`` or ``lora_sft``.
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
     :param sent: training-hub's keywords.
     :param counted: of the model that is trained, with its adapter.
     :param beside: tokenizer and configuration.
@@ -128,6 +128,20 @@ def checkpoints(algorithm: str, sent: Mapping[str, Any], counted: Sizes, beside:
     :param steps: of the whole training.
     """
     epochs = sent["num_epochs"]
+    if algorithm == "osft":
+        at_epoch = bool(sent.get("checkpoint_at_epoch"))
+        return sft_checkpoints(
+            FLOAT32 * counted.weights,
+            beside,
+            rows=rows,
+            # Without them the one at the end.
+            epochs=epochs if at_epoch else 1,
+            at_epoch=True,
+            save_samples=0,
+            last_only=False,
+            limit=sent.get("save_total_limit"),
+            full_state=False,
+        )
     if algorithm == "lora_sft":
         return lora_checkpoints(
             FLOAT32 * counted.trained,
@@ -154,7 +168,7 @@ def checkpoints(algorithm: str, sent: Mapping[str, Any], counted: Sizes, beside:
 def published(algorithm: str, output_kind: str, counted: Sizes, base_weights: int, beside: int) -> tuple[int, int]:
     """Return what a merge, or a model in its base model's dtype, adds to the work directory, and what is then copied.
 
-    :param algorithm: ``sft`` or ``lora_sft``.
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
     :param output_kind: ``adapter``, ``merged`` or ``both``.
     :param counted: of the model that is trained, with its adapter.
     :param base_weights: of the base model as it is stored; a merged model has its type.
@@ -197,8 +211,11 @@ def ensure_disk_suffices(
     for part in parts:
         if part.size:
             together.setdefault((file_system or _file_system)(part.directory), []).append(part)
+    found = []
     for group in together.values():
         needed, there = sum(part.size for part in group), (free or _free)(group[0].directory)
+        found.append({"directory": str(group[0].directory), "needed": needed, "free": there})
+        events.report(plan={"disk": found})
         if needed > there:
             raise RunFailed(
                 "resources",
@@ -238,6 +255,7 @@ def ensure_memory_suffices(needed: int, events: Events, *, available: int | None
     """
     if available is None:
         return
+    events.report(plan={"memory": {"needed": needed, "available": available}})
     if needed > available:
         raise RunFailed(
             "resources",

@@ -10,9 +10,11 @@ from typing import Any
 
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import worker
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import explain
 from airflow_provider_finetune.runner.nodes import Placement, placement
+from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 
@@ -25,6 +27,10 @@ def main(work_dir: WorkDir) -> int:
     events = Events.from_environment()
     try:
         spec = TrainingSpec.from_json(work_dir.spec.read_text(encoding="utf-8"))
+        prepared = Prepared.from_json(work_dir.prepared.read_text(encoding="utf-8"))
+        if prepared.device == "cuda" and spec.algorithm != "lora_sft":
+            # training-hub calls torchrun itself.
+            return worker.main(work_dir, only="train")
         _torchrun(placement(spec, os.environ), work_dir)
     except BaseException as error:
         traceback.print_exc()

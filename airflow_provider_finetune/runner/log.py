@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -90,7 +91,12 @@ def tail(path: Path, lines: int) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line[-500:] for line in text.replace("\r", "\n").splitlines() if line.strip()][-lines:]
+    found = [line[-500:] for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return [line for line in found if not _LEAKS.match(line)][-lines:]
+
+
+_LEAKS = re.compile(r"nanobind: | - (leaked |\.\.\. skipped remainder)|See https://nanobind")
+"""What Triton's binding says when a process that has raised ends: dozens of lines behind the reason."""
 
 
 def die_with_parent() -> None:

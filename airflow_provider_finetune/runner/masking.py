@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
-from pathlib import Path
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 from airflow_provider_finetune.runner.data.counts import Dropped, Found
 from airflow_provider_finetune.runner.data.rows import Row
 from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.handover import Handover
 from airflow_provider_finetune.runner.turns import Span, UnstableTemplate, render
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out of the loss."""
-
-_ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,10 @@ class Tokenised:
 
     lengths: array[int] = field(default_factory=lambda: array("I"))
     trained_tokens: int = 0
-    cut_rows: int = 0
+    cut: Found = field(default_factory=Found)
+    """Rows of which the end is cut off."""
+    longest_uncut: int = 0
+    """Tokens of the longest row before cutting, of those that are dropped for their length as well."""
     dropped: Dropped = field(default_factory=Dropped)
     endless: Found = field(default_factory=Found)
     """Rows that are not cut and whose last trained token is an ordinary one: no end of the turn is learned."""
@@ -63,7 +64,7 @@ class Tokenised:
     names_an_end: bool = True
     """Whether the tokenizer says which token ends a text, at which whoever asks the model stops."""
     loss_on: str = "assistant"
-    """Whose words are trained: ``assistant``, ``messages``, or ``all`` of a plain text."""
+    """Whose words are trained: ``assistant``, ``messages``, ``all`` of a plain text, or the ``labels`` of tokens."""
 
     @property
     def rows(self) -> int:
@@ -93,6 +94,13 @@ class Tokenised:
     def summary(self) -> dict[str, Any]:
         """Return the figures for the outcome."""
         ordered = sorted(self.lengths)
+        found = {
+            "cut": self.cut,
+            "without_end_of_turn": self.endless,
+            "trained_in_part": self.partly,
+            "begun_otherwise": self.unprompted,
+            "with_spanning_token": self.spanning,
+        }
         return {
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
@@ -102,10 +110,10 @@ class Tokenised:
             "tokens_median": ordered[len(ordered) // 2] if ordered else 0,
             "tokens_p95": ordered[int(len(ordered) * 0.95)] if ordered else 0,
             "tokens_longest": self.longest,
-            "rows_cut": self.cut_rows,
-            "rows_without_end_of_turn": self.endless.count,
-            "rows_trained_in_part": self.partly.count,
-            "rows_with_spanning_token": self.spanning.count,
+            "tokens_longest_uncut": self.longest_uncut,
+            **({} if self.names_an_end else {"tokenizer_names_no_end": True}),
+            **{f"rows_{name}": rows.count for name, rows in found.items()},
+            **{f"{name}_lines": rows.lines for name, rows in found.items() if rows.count},
         }
 
 
@@ -136,13 +144,17 @@ class Encoded(NamedTuple):
 def encode(row: Row, tokenizer: Any, encoding: Encoding) -> Encoded:
     """Tokenise one row and cut it to ``max_seq_len`` tokens.
 
-    :param row: a conversation or a text.
+    :param row: a conversation, a text or tokens.
     :param tokenizer: a fast transformers tokenizer, for conversations with a chat template.
     :param encoding: how.
     :raises UnstableTemplate: see there.
     :raises UserError: the tokenizer has no token to end a text with.
     """
-    whole = _encode_text(row.text, tokenizer) if row.text is not None else _encode_chat(row, tokenizer, encoding)
+    if row.tokens:
+        ids, labels = row.tokens
+        whole = Encoded("", [], ids, labels, len(ids))
+    else:
+        whole = _encode_text(row.text, tokenizer) if row.text is not None else _encode_chat(row, tokenizer, encoding)
     end = encoding.max_seq_len
     return whole._replace(places=whole.places[:end], ids=whole.ids[:end], labels=whole.labels[:end])
 
@@ -191,6 +203,10 @@ def marked(row: Row, tokenizer: Any, encoding: Encoding) -> str:
     encoded = encode(row, tokenizer, encoding)
     if encoded.longer and encoding.drop_longer:
         return f"(dropped: it has {encoded.tokens} tokens)"
+    if row.tokens:
+        pieces = [tokenizer.decode([token]) for token in encoded.ids]
+        ends = list(accumulate(map(len, pieces)))
+        encoded = encoded._replace(text="".join(pieces), places=list(zip([0, *ends], ends, strict=False)))
     text, parts, position = encoded.text, [], 0
     for trained, tokens in groupby(zip(encoded.places, encoded.labels, strict=True), lambda token: token[1] != IGNORED):
         end = max(last for (_, last), _ in tokens)
@@ -199,13 +215,13 @@ def marked(row: Row, tokenizer: Any, encoding: Encoding) -> str:
     return "".join(parts) + ("… (cut)" if encoded.longer else "")
 
 
-def tokenise(rows: Iterable[Row], tokenizer: Any, encoding: Encoding, target: Path | None) -> Tokenised:
-    """Tokenise rows into a parquet file with the columns ``input_ids`` and ``labels``.
+def tokenise(rows: Iterable[Row], tokenizer: Any, encoding: Encoding, target: Handover | None) -> Tokenised:
+    """Tokenise rows, and hand over those that can be trained on.
 
-    :param rows: conversations or texts.
+    :param rows: conversations, texts or tokens.
     :param tokenizer: a fast transformers tokenizer, for conversations with a chat template.
     :param encoding: how; a row that is left without a trained token is dropped.
-    :param target: the file to write; ``None`` only counts.
+    :param target: the file to write the others to; ``None`` only counts.
     :raises UserError: the tokenizer has no token to end a text with, or none to fill up rows in a batch.
     """
     found = Tokenised(loss_on="messages" if encoding.unmask else "assistant")
@@ -213,44 +229,21 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, encoding: Encoding, target: Pa
     if not found.names_an_end and tokenizer.pad_token_id is None:
         raise _without_end(tokenizer, "names neither a token that ends a text nor one that fills up shorter rows")
     ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    with _written(target) as write:
+    with target.written() if target else nullcontext() as write:
         for row in rows:
             encoded = _encode_or_drop(row, tokenizer, encoding, found)
             if encoded:
-                write({"input_ids": encoded.ids, "labels": encoded.labels})
+                if write:
+                    write(row.messages, encoded.ids, encoded.labels)
                 _count(row, encoded, found)
                 _look_at_end(row, encoded, tokenizer, ends, encoding, found)
     return found
 
 
-@contextmanager
-def _written(target: Path | None) -> Iterator[Callable[[dict[str, list[int]]], None]]:
-    """Give a function that takes one row after the other."""
-    if target is None:
-        yield lambda row: None
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    batch: list[dict[str, list[int]]] = []
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(target, schema) as writer:
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-            batch.clear()
-
-        def write(row: dict[str, list[int]]) -> None:
-            batch.append(row)
-            if len(batch) == _ROWS_PER_BATCH:
-                flush()
-
-        yield write
-        flush()
-
-
 def _encode_or_drop(row: Row, tokenizer: Any, encoding: Encoding, found: Tokenised) -> Encoded | None:
+    if row.tokens and max(row.tokens[0]) >= len(tokenizer):
+        found.dropped.add(row.line, "its 'input_ids' have a token that the model's vocabulary lacks")
+        return None
     try:
         encoded = encode(row, tokenizer, encoding)
     except UserError:
@@ -262,9 +255,10 @@ def _encode_or_drop(row: Row, tokenizer: Any, encoding: Encoding, found: Tokenis
         # Templates refuse rows in words of their own ("roles must alternate"); what else is raised may quote the row,
         # and no part of the data belongs into an outcome.
         why = str(error)[:200] if type(error).__name__ == "TemplateError" else type(error).__name__
-        who = "tokenizer" if row.messages is None else "chat template"
+        who = "chat template" if row.messages else "tokenizer"
         found.dropped.add(row.line, f"the model's {who} refuses it ({why})")
         return None
+    found.longest_uncut = max(found.longest_uncut, encoded.tokens)
     if encoded.longer and encoding.drop_longer:
         found.dropped.add(row.line, f"it is longer than training_max_seq_len={encoding.max_seq_len}")
     elif _trained(encoded):
@@ -272,6 +266,8 @@ def _encode_or_drop(row: Row, tokenizer: Any, encoding: Encoding, found: Tokenis
     elif encoded.longer:
         limit = f"training_max_seq_len={encoding.max_seq_len}"
         found.dropped.add(row.line, f"no token of the assistant is left within {limit}")
+    elif row.tokens:
+        found.dropped.add(row.line, "its 'labels' train no token")
     else:
         found.dropped.add(row.line, "the model's chat template leaves out what its assistant says")
     return None
@@ -285,10 +281,12 @@ def _trained(encoded: Encoded) -> int:
 def _count(row: Row, encoded: Encoded, found: Tokenised) -> None:
     found.lengths.append(len(encoded.ids))
     found.trained_tokens += _trained(encoded)
-    found.cut_rows += encoded.longer
-    if row.messages is None:
+    if row.tokens:
+        found.loss_on = "labels"
+    elif row.messages is None:
         found.loss_on = "all"
     for seen, rows in (
+        (encoded.longer, found.cut),
         (encoded.partly, found.partly),
         (encoded.unprompted, found.unprompted),
         (encoded.spanning, found.spanning),
@@ -301,7 +299,7 @@ def _look_at_end(
     row: Row, encoded: Encoded, tokenizer: Any, ends: set[int], encoding: Encoding, found: Tokenised
 ) -> None:
     # Where prompts are trained, one that stands last has no end of a turn to learn.
-    if encoded.longer or (encoding.unmask and row.messages and row.messages[-1]["role"] != "assistant"):
+    if encoded.longer or row.tokens or (encoding.unmask and row.messages and row.messages[-1]["role"] != "assistant"):
         return
     last = next(label for label in reversed(encoded.labels) if label != IGNORED)
     if last in ends:

@@ -37,6 +37,11 @@ class BaseModel:
     weight_bytes: int
     fetched: bool
 
+    @property
+    def model_type(self) -> str:
+        """The architecture as its configuration names it."""
+        return str(json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+
 
 def locate(base_model: str, *, scratch: Path, say: Say, trust_remote_code: bool = False) -> BaseModel:
     """Find the base model, and bring its small files here where they are elsewhere.

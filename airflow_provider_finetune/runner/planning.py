@@ -8,7 +8,25 @@ from typing import Any
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import algorithms
 from airflow_provider_finetune.runner.events import Events
+from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.report import Report
+
+
+def ensure_processes_can_train(spec: TrainingSpec, device: str, processes: int) -> None:
+    """Refuse several processes where what they train would not be what one trains.
+
+    :param spec: what is to be trained.
+    :param device: ``cuda`` or ``cpu``.
+    :param processes: that train side by side, over all nodes.
+    :raises UserError: that is so.
+    """
+    if spec.algorithm == "osft" and device == "cpu" and processes > 1:
+        # mini-trainer adds up projections over processes, which is right only where each has a part of the matrices.
+        raise UserError(
+            "processes_wrong",
+            f"OSFT trains in one process on a CPU, and {processes} were asked for",
+            "Leave training_resource_num_workers and training_resource_num_procs_per_worker out, or ask for GPUs",
+        )
 
 
 def plan_steps(
@@ -17,6 +35,8 @@ def plan_steps(
     report: Report,
     parameters: dict[str, Any],
     events: Events,
+    *,
+    device: str,
     processes: int,
 ) -> int:
     """Choose the batches, put them into the keywords, and say how many steps will come.
@@ -26,30 +46,36 @@ def plan_steps(
     :param report: rows and their lengths; of a sample they are estimates.
     :param parameters: the documented ones.
     :param events: takes the lines.
+    :param device: ``cuda`` or ``cpu``.
     :param processes: that train side by side, over all nodes.
     :return: steps of the whole training.
     """
-    batching = algorithms.batching(spec, device="cpu", longest=report.tokenised.longest, processes=processes)
-    wanted, epochs, about = parameters["effective_batch_size"], parameters["num_epochs"], _about(report)
-    if batching.effective != wanted:
-        events.warn(f"the effective batch size is {batching.effective} instead of {wanted}, {_why(spec, processes)}")
+    if device == "cuda" and spec.algorithm != "lora_sft":
+        effective, made_of = parameters["effective_batch_size"], " packed by length"
+        an_epoch = math.ceil(report.rows / effective)
+    else:
+        batching = algorithms.batching(spec, device=device, longest=report.tokenised.longest, processes=processes)
+        effective = batching.effective
+        made_of = f" = micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x "
+        made_of += "1 process" if processes == 1 else f"{processes} processes"
+        sent.pop("micro_batch_size", None)
+        # The backends ignore micro_batch_size beside an effective batch size and divide this one by the accumulation.
+        sent |= {"effective_batch_size": effective, "gradient_accumulation_steps": batching.accumulation_steps}
+        micro_batches = math.ceil(math.ceil(report.rows / batching.micro_batch_size) / processes)
+        an_epoch = math.ceil(micro_batches / batching.accumulation_steps)
+    wanted, epochs = parameters["effective_batch_size"], parameters["num_epochs"]
+    if effective != wanted:
+        events.warn(f"the effective batch size is {effective} instead of {wanted}, {_why(spec, processes)}")
     if report.rows < wanted:
         events.warn(f"an epoch has {report.rows} rows, fewer than the effective batch size {wanted}: one step each")
-    sent.pop("micro_batch_size", None)
-    # The backends ignore micro_batch_size beside an effective batch size and divide this one by the accumulation.
-    sent["effective_batch_size"] = batching.effective
-    sent["gradient_accumulation_steps"] = batching.accumulation_steps
-    micro_batches = math.ceil(math.ceil(report.rows / batching.micro_batch_size) / processes)
-    steps = math.ceil(micro_batches / batching.accumulation_steps) * epochs
+    events.report(plan={"steps": an_epoch * epochs, "epochs": epochs, "effective_batch_size": effective})
     events.say(
-        f"plan: {about}{steps} steps in {epochs} {'epoch' if epochs == 1 else 'epochs'}, "
-        f"effective batch {batching.effective} = "
-        f"micro-batch {batching.micro_batch_size} x accumulation {batching.accumulation_steps} x "
-        f"{'1 process' if processes == 1 else f'{processes} processes'}, "
+        f"plan: {_about(report)}{an_epoch * epochs} steps in {epochs} {'epoch' if epochs == 1 else 'epochs'}, "
+        f"effective batch {effective}{made_of}, "
         f"learning rate {parameters['learning_rate']:g}"
     )
-    _warn_of_what_never_comes(sent, parameters, steps, events)
-    return steps
+    _warn_of_what_never_comes(sent, parameters, an_epoch * epochs, events)
+    return an_epoch * epochs
 
 
 def _warn_of_what_never_comes(sent: dict[str, Any], parameters: dict[str, Any], steps: int, events: Events) -> None:

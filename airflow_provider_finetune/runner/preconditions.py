@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
@@ -47,66 +49,75 @@ def _needed(spec: TrainingSpec) -> list[Path | str]:
     ]
 
 
-def ensure_installed(spec: TrainingSpec) -> None:
-    """Refuse an interpreter without the libraries, and what this version does not train.
+def ensure_installed() -> None:
+    """Refuse an interpreter without the libraries.
 
-    :param spec: names the algorithm.
-    :raises UserError: one of the two.
+    :raises UserError: it lacks one.
     """
-    needed = {"training_hub": "training-hub", "trl": "trl", "peft": "peft"}
+    _ensure_there(
+        {"training_hub": "training-hub", "trl": "trl", "peft": "peft"},
+        "Install 'airflow-provider-finetune[local]' into an environment and name its interpreter in local_python or "
+        "[finetune] local_python",
+    )
+
+
+_PACKING = {"flash_attn": "flash-attn"}
+_ON_CUDA = {"osft": _PACKING, "sft": _PACKING, "lora_sft": {"unsloth": "unsloth"}}
+"""What training-hub's own backends need beside training-hub. With ``TESTING=true`` mini-trainer does without
+flash-attn."""
+
+
+def ensure_installed_on_cuda(algorithm: str) -> None:
+    """Refuse an interpreter that lacks what training-hub's own backend needs.
+
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
+    :raises UserError: it lacks something.
+    """
+    needed = {} if os.environ.get("TESTING") == "true" else _ON_CUDA[algorithm]
+    _ensure_there(needed, "Use an image or interpreter with training-hub's extras: training-hub[cuda,lora]")
+
+
+def _ensure_there(needed: Mapping[str, str], cure: str) -> None:
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise UserError(
-            "training_hub_missing",
-            f"{sys.executable} has no {', '.join(missing)}",
-            "Install 'airflow-provider-finetune[local]' into an environment and name its interpreter in local_python "
-            "or [finetune] local_python",
-        )
-    if spec.algorithm == "osft":
-        raise UserError(
-            "algorithm_not_there_yet",
-            "This version's runner trains SFT and LoRA; OSFT was asked for",
-            "Set training_algorithm='SFT', or use LoRAOperator",
-        )
+        raise UserError("training_hub_missing", f"{sys.executable} has no {', '.join(missing)}", cure)
 
 
-def import_libraries(algorithm: str) -> str:
-    """Import training-hub and return the name of the backend that is registered there.
+def find_device(spec: TrainingSpec) -> str:
+    """Return what is trained on, ``cuda`` or ``cpu``.
 
-    The garbage collector would go again and again through the million objects that these imports make and none of
-    which is garbage: a fifth of the time.
-
-    :param algorithm: training-hub's name.
-    """
-    gc.disable()
-    try:
-        name: str = backends.of(algorithm).register()
-    finally:
-        gc.freeze()
-        gc.enable()
-    return name
-
-
-def ensure_device(spec: TrainingSpec) -> None:
-    """Refuse where a GPU was asked for or could be meant: better said at once than crawling on a CPU.
-
-    :param spec: says which device was asked for.
-    :raises RunFailed: no device, or one that this version does not use.
+    :param spec: says which device was asked for; ``auto`` is CUDA where there is one.
+    :raises RunFailed: a GPU was asked for and there is none: better said at once than crawling on a CPU.
     """
     import torch
 
-    if spec.device == "cuda" and not torch.cuda.is_available():
+    there = torch.cuda.is_available()
+    if spec.device == "cuda" and not there:
         raise RunFailed(
             "infrastructure",
             "no_cuda_device",
             "A GPU was asked for, and this machine has no CUDA device that PyTorch can use",
             "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
         )
-    if spec.device != "cpu" and torch.cuda.is_available():
-        raise UserError(
-            "cuda_not_there_yet",
-            "This version trains on the CPU only, and "
-            + ("a GPU was asked for" if spec.device == "cuda" else "this machine has a CUDA device"),
-            "Set training_resource_gpu_per_worker=0 to train on the CPU",
-        )
+    if spec.device != "cpu" and there:
+        ensure_installed_on_cuda(spec.algorithm)
+        return "cuda"
     algorithms.refuse_quantisation_on_cpu(spec)
+    return "cpu"
+
+
+def import_libraries(algorithm: str, device: str) -> str:
+    """Import training-hub and return the name of the backend that is registered there.
+
+    The garbage collector would go again and again through the million objects that these imports make and none of
+    which is garbage: a fifth of the time.
+
+    :param algorithm: training-hub's name.
+    :param device: ``cuda`` or ``cpu``.
+    """
+    gc.disable()
+    try:
+        return backends.register(algorithm, device)
+    finally:
+        gc.freeze()
+        gc.enable()

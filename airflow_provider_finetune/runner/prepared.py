@@ -16,11 +16,21 @@ class Prepared:
     * ``base``: what is trained, and what the result is held against
     * ``chat_template``: the one that rows were rendered with; ``None`` where the tokenizer has none
     * ``keywords``: training-hub's
+    * ``device``: ``cuda`` or ``cpu``
+    * ``data``: fingerprint of the data set
     """
 
     base: BaseModel
     chat_template: str | None
     keywords: dict[str, Any]
+    device: str
+    data: str
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint of this training is of."""
+        base = self.base.revision or [self.base.reference, self.base.weight_bytes]
+        return {"dataset": self.data, "base_model": base, "device": self.device}
 
     def to_json(self) -> str:
         """Return a document for processes that begin where the check has ended."""

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import arrival, forecast, memory, merging, proof, storage
+from airflow_provider_finetune.runner.algorithms import trusts_remote_code
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.fates import effective_parameters
 from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.series import Series
@@ -39,8 +41,10 @@ def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: E
     :param events: takes its place.
     :raises RunFailed: there is no model, or none that anybody could use.
     """
-    series = Series(MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs=1).points())  # type: ignore[arg-type]
+    epochs = effective_parameters(spec)["num_epochs"]
+    series = Series(MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs).points())  # type: ignore[arg-type]
     _refuse_non_finite(spec, series)
+    _refuse_early_end(spec, work_dir, series)
     found = find(work_dir.checkpoints, spec.algorithm)
     if found is None:
         raise RunFailed(
@@ -50,7 +54,7 @@ def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: E
             "The training log says what was saved",
         )
     _say_if_early(found, series, events)
-    arrived = work_dir.path / "proven"
+    arrived = work_dir.proven
     arrival.collect(found, arrived)
     prove = _prove_lora if spec.algorithm == "lora_sft" else _prove_full
     proven = prove(spec, arrived, prepared, events)
@@ -66,7 +70,7 @@ def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: E
 
 
 def _prove_full(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:
-    trust = bool(spec.extra_args.get("trust_remote_code"))
+    trust = trusts_remote_code(spec)
     if dtype := arrival.narrow(arrived, prepared.base.path):
         events.say(f"the weights were trained in float32 and are published in {dtype}, as those of the base model")
     proof.prove_full(arrived, prepared.base.path, prepared.chat_template, trust_remote_code=trust)
@@ -74,7 +78,7 @@ def _prove_full(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: E
 
 
 def _prove_lora(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:
-    trust = bool(spec.extra_args.get("trust_remote_code"))
+    trust = trusts_remote_code(spec)
     base = prepared.base
     arrival.name_base_model(arrived, base.path, base.reference, base.revision)
     proof.prove_adapter(arrived, base.path, prepared.chat_template, trust_remote_code=trust)
@@ -145,4 +149,22 @@ def _refuse_non_finite(spec: TrainingSpec, series: Series) -> None:
             f"step {summary['first_non_finite_step']}. No model was published",
             "Lower the learning rate (training_learning_rate), warm up longer (training_lr_warmup_steps), or look "
             "for broken rows in the data",
+        )
+
+
+def _refuse_early_end(spec: TrainingSpec, work_dir: WorkDir, series: Series) -> None:
+    """A library that was stopped, or has lost count, returns as if it had trained to the end."""
+    last = series.last
+    if last is None:
+        return
+    early = last.total_steps is not None and last.step < last.total_steps
+    if spec.algorithm == "sft" and last.epoch is not None:
+        # instructlab-training packs batches by length, so that an epoch may have fewer steps than it says.
+        early = early and last.epoch <= effective_parameters(spec)["num_epochs"] - 1
+    if work_dir.stopped.exists() or early:
+        raise RunFailed(
+            "infrastructure",
+            "ended_early",
+            f"The training ended without an error at step {last.step} of {last.total_steps}. No model was published",
+            "A retry goes on from the last checkpoint",
         )

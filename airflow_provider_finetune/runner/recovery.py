@@ -10,6 +10,7 @@ from pathlib import Path
 from airflow_provider_finetune.contract.outcome import Outcome, UnreadableOutcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import storage, workdir
+from airflow_provider_finetune.runner.workdir import WorkDir
 
 
 def find(spec: TrainingSpec) -> Outcome | None:
@@ -20,12 +21,9 @@ def find(spec: TrainingSpec) -> Outcome | None:
     :param spec: its ``recover`` is the only thing in which it may differ from that attempt's.
     :raises RunFailed: a model that was published to a store cannot be looked for there now.
     """
-    attempt = workdir.latest(Path(spec.work_dir))
-    if attempt is None:
-        return None
-    try:
-        outcome = Outcome.from_json(attempt.outcome.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, UnreadableOutcome):
+    attempts = workdir.lineages(Path(spec.work_dir))
+    outcome = outcome_of(attempts[0]) if attempts else None
+    if outcome is None:
         return None
     is_ours = outcome.status == "succeeded" and outcome.spec_hash == spec.whole_hash()
     if not is_ours or not outcome.model_uri:
@@ -33,3 +31,14 @@ def find(spec: TrainingSpec) -> Outcome | None:
     # A claim's URI says nothing where it is mounted, but the path does.
     published = storage.place(outcome.model_path or outcome.model_uri, "output_model")
     return outcome if published.holds_model() else None
+
+
+def outcome_of(attempt: WorkDir) -> Outcome | None:
+    """Return the outcome that an attempt has left, ``None`` where it has left none that can be read.
+
+    :param attempt: its directory.
+    """
+    try:
+        return Outcome.from_json(attempt.outcome.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UnreadableOutcome):
+        return None

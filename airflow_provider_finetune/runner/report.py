@@ -29,6 +29,7 @@ _FORMS = {
     "alpaca": "Alpaca instructions",
     "prompt_completion": "prompts and completions",
     "text": "plain text",
+    "tokens": "tokenised rows",
 }
 
 
@@ -111,7 +112,8 @@ def tell_data(data: Structure, max_dropped: float, events: Events) -> None:
     if data.columns_left_out:
         events.say(f"data: columns not used: {', '.join(data.columns_left_out)}")
     if data.dropped.total:
-        _refuse_too_many(data.dropped.total, data.rows, data.dropped, max_dropped, "")
+        if data.dropped.total > max_dropped * data.rows:
+            raise _too_many(data.dropped.total, data.rows, data.dropped, max_dropped, "")
         are = "is" if data.dropped.total == 1 else "are"
         events.warn(
             f"data: {_counted(data.usable, 'row')} can be used; {data.dropped.total:,} {are} left out: "
@@ -140,15 +142,17 @@ def tell_tokens(report: Report, max_seq_len: int, max_dropped: float, events: Ev
     lengths = (
         f"median {figures['tokens_median']:,}, 95 % {figures['tokens_p95']:,}, longest {figures['tokens_longest']:,}"
     )
+    if tokenised.longest_uncut > tokenised.longest:
+        lengths += f" of {tokenised.longest_uncut:,}"
     of_sample = f" of {tokenised.seen:,} drawn evenly" if report.sampled else ""
     if report.sampled:
         events.say(f"tokens: about {_about(report.tokens)} ({_counted(tokenised.seen, 'row')} drawn evenly: {lengths})")
     else:
         events.say(f"tokens: {report.tokens:,} in {_counted(tokenised.rows, 'row')} ({lengths})")
-    if tokenised.cut_rows:
-        verb = "is" if tokenised.cut_rows == 1 else "are"
+    if count := tokenised.cut.count:
         events.warn(
-            f"{_counted(tokenised.cut_rows, 'row')}{of_sample} {verb} cut to training_max_seq_len={max_seq_len}"
+            f"{_counted(count, 'row')}{of_sample} {'is' if count == 1 else 'are'} cut to "
+            f"training_max_seq_len={max_seq_len} ({tokenised.cut.where})"
         )
     if tokenised.dropped.total:
         events.warn(f"not trained on{of_sample and f',{of_sample}'}: {tokenised.dropped.describe()}")
@@ -156,7 +160,13 @@ def tell_tokens(report: Report, max_seq_len: int, max_dropped: float, events: Ev
             {**data.dropped.rows, **tokenised.dropped.rows}, {**data.dropped.lines, **tokenised.dropped.lines}
         )
         judged = f", judged by {_counted(tokenised.seen, 'row')} drawn evenly" if report.sampled else ""
-        _refuse_too_many(report.dropped, data.rows, reasons, max_dropped, judged)
+        # What a sample shows just above the limit may be below it in all rows, which a training looks at next.
+        limit = _CLEARLY * max_dropped if report.sampled else max_dropped
+        if report.dropped > limit * data.rows:
+            raise _too_many(report.dropped, data.rows, reasons, max_dropped, judged)
+
+
+_CLEARLY = 1.5
 
 
 def tell_mask(report: Report, events: Events) -> None:
@@ -196,16 +206,18 @@ _REMARKS = {
 _WHOSE = {
     "assistant": "those of the assistant",
     "messages": "those of all messages but the system's, as training_unmask_messages asks",
+    "labels": "those that its labels name",
 }
 
 
-def tell_library_mask(dataset_type: str, report: Report, events: Events) -> None:
+def tell_library_mask(dataset_type: str, report: Report, events: Events, *, asked: bool) -> None:
     """Say what training-hub's own way of chat rows trains, and refuse its other ways.
 
-    :param dataset_type: of ``extra_args``.
+    :param dataset_type: training-hub's keyword.
     :param report: of a sample, or of all rows.
     :param events: takes the line.
-    :raises UserError: another way, or rows that training-hub would have to leave out.
+    :param asked: ``extra_args`` has it.
+    :raises UserError: another way, or rows that are no chats.
     """
     if dataset_type != "chat_template":
         raise UserError(
@@ -213,21 +225,14 @@ def tell_library_mask(dataset_type: str, report: Report, events: Events) -> None
             f"extra_args sets dataset_type={dataset_type!r}, and this version reads chat rows",
             "Leave it out, or set 'chat_template' for training-hub's own way, which trains on the prompts as well",
         )
-    dropped = report.tokenised.dropped
-    if report.structure.form == "text":
+    if report.structure.form in ("text", "tokens"):
         raise UserError(
             "dataset_type_unknown",
-            f"With dataset_type='chat_template' training-hub reads chats, and {report.structure.name} has plain text",
+            f"With dataset_type='chat_template' training-hub reads chats, and {report.structure.name} has none",
             "Leave dataset_type out",
         )
-    if dropped.total:
-        raise UserError(
-            "dataset_unusable",
-            f"With dataset_type='chat_template' training-hub reads {report.structure.name} itself, and cannot leave "
-            f"out the rows that cannot be used: {dropped.describe()}",
-            "Mend the rows named, or leave dataset_type out",
-        )
-    events.warn("mask: all tokens are trained, the prompts as well, as extra_args['dataset_type'] asks")
+    why = "as extra_args['dataset_type'] asks" if asked else "in training-hub's own way of LoRA on a GPU"
+    events.warn(f"mask: all tokens are trained, the prompts as well, {why}")
 
 
 def show_samples(count: int, rows: Iterable[Row], tokenizer: Any, encoding: Encoding, events: Events) -> None:
@@ -257,16 +262,15 @@ def followed(rows: Iterable[Row], total: int, events: Events, *, seconds: float 
         yield row
 
 
-def _refuse_too_many(count: int, rows: int, dropped: Dropped, max_dropped: float, judged: str) -> None:
-    if count > max_dropped * rows:
-        longer = any("training_max_seq_len" in reason for reason in dropped.rows)
-        raise UserError(
-            "too_many_rows_dropped",
-            f"{'about ' if judged else ''}{count:,} of {rows:,} rows ({count / rows:.1%}) cannot be used{judged}, more "
-            f"than max_dropped={max_dropped:g} allows: {dropped.describe()}",
-            f"Mend the rows named, {'raise training_max_seq_len, ' if longer else ''}or raise max_dropped if they may "
-            "be left out",
-        )
+def _too_many(count: int, rows: int, dropped: Dropped, max_dropped: float, judged: str) -> UserError:
+    longer = any("training_max_seq_len" in reason for reason in dropped.rows)
+    return UserError(
+        "too_many_rows_dropped",
+        f"{'about ' if judged else ''}{count:,} of {rows:,} rows ({count / rows:.1%}) cannot be used{judged}, more "
+        f"than max_dropped={max_dropped:g} allows: {dropped.describe()}",
+        f"Mend the rows named, {'raise training_max_seq_len, ' if longer else ''}or raise max_dropped if they may "
+        "be left out",
+    )
 
 
 def _doubt(found: Found, one: str, more: str) -> str:

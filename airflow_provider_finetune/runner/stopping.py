@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable
 
 from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.runner.checkpoints import Checkpoint
+
+GRACE_SECONDS = 30.0
+"""From SIGTERM to SIGKILL, where whoever sends them has not said: what Kubernetes and the local launcher give."""
 
 
 class Stop:
@@ -32,17 +36,19 @@ class Stop:
         """Say whether the signal came longer than ``seconds`` ago."""
         return self.number is not None and time.monotonic() - self._since > seconds
 
-    def failure(self, when: str) -> Failure:
+    def failure(self, when: str, checkpoint: Checkpoint | None = None) -> Failure:
         """Return the failure of a run that was ended by the signal.
 
         :param when: e.g. ``at step 3``.
+        :param checkpoint: what a retry goes on from.
         """
         assert self.number is not None
+        retry = f"goes on from {checkpoint.unit} {checkpoint.number}" if checkpoint else "trains from the beginning"
         return Failure(
             failure_class="preempted",
             cause="terminated",
             message=f"The training was ended by {signal.Signals(self.number).name} {when}",
-            cure="Whoever stopped the task, or the node it ran on, sent it. A retry trains again",
+            cure=f"Whoever stopped the task, or the node it ran on, sent it. A retry {retry}",
         )
 
     def _on_signal(self, number: int, frame: object) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, PROGRESS_MARK, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import checkpoints
 from airflow_provider_finetune.runner.environment import child_environment
 from airflow_provider_finetune.runner.events import VARIABLE
 from airflow_provider_finetune.runner.log import RunLog
@@ -32,9 +33,10 @@ from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _POLL_SECONDS = 0.5
+_FOLLOWS_FROM_A_SIGNAL = ("library_crash", "ended_early")
 _LAST_WORDS_SECONDS = 3.0
-_GRACE_SECONDS = 25.0
-"""From SIGTERM to SIGKILL for the child: less than the 30 s that Kubernetes and the local launcher give the runner."""
+_TO_REPORT_SECONDS = 5.0
+"""Of the grace period, kept for the outcome when the child has gone."""
 
 
 class Supervisor:
@@ -45,17 +47,27 @@ class Supervisor:
     :param log: where lines go.
     :param stop: ends the child.
     :param epochs: planned passes over the data.
+    :param grace: seconds from SIGTERM to SIGKILL for this process.
     :param node: which of several nodes this is.
     """
 
     def __init__(
-        self, spec: TrainingSpec, work_dir: WorkDir, log: RunLog, stop: Stop, *, epochs: int, node: int = 0
+        self,
+        spec: TrainingSpec,
+        work_dir: WorkDir,
+        log: RunLog,
+        stop: Stop,
+        *,
+        epochs: int,
+        grace: float,
+        node: int = 0,
     ) -> None:
-        self.facts: dict[str, Any] = {"metrics": {}}
+        self.facts: dict[str, Any] = {"metrics": {}, "plan": {}}
         """What the children have reported, as fields of the outcome."""
         self.failure: Failure | None = None
         self.series = Series()
         self._spec, self._work_dir, self._log, self._stop = spec, work_dir, log, stop
+        self._grace = max(grace - _TO_REPORT_SECONDS, grace / 2)
         self._scratch = work_dir.scratch(node)
         self._progress = Progress(epochs)
         self._follower = MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs)  # type: ignore[arg-type]
@@ -126,6 +138,9 @@ class Supervisor:
 
     def _end_child(self) -> None:
         if self._child is not None and self._child.poll() is None:
+            # A training that saves and returns as if it were done is told by this that it is not.
+            with contextlib.suppress(OSError):
+                self._work_dir.stopped.touch()
             self._child.send_signal(signal.SIGTERM)
 
     def _keep_output(self) -> None:
@@ -141,7 +156,7 @@ class Supervisor:
         self._follow()
         if os.getpid() == 1:
             _reap_orphans(child.pid)
-        if self._stop.longer_than(_GRACE_SECONDS):
+        if self._stop.longer_than(self._grace):
             child.kill()
 
     def _handle(self, event: dict[str, Any]) -> None:
@@ -157,7 +172,8 @@ class Supervisor:
             if self.failure is None or self.failure.cause == PEER_FAILED:
                 self.failure = Failure(**event["failure"])
         elif kind == "report":
-            self.facts["metrics"].update(event.pop("metrics", {}))
+            for name in ("metrics", "plan"):
+                self.facts[name].update(event.pop(name, {}))
             self.facts.update(event)
 
     def _follow(self, *, final: bool = False) -> None:
@@ -188,8 +204,8 @@ class Supervisor:
             return
         step = f" at step {self.series.last.step}" if self.series.last else " before the first step"
         # Ctrl-C reaches the child as well, which then reports its own end as a crash.
-        if self._stop.number is not None and (self.failure is None or self.failure.cause == "library_crash"):
-            self.failure = self._stop.failure(step.strip())
+        if self._stop.number is not None and (self.failure is None or self.failure.cause in _FOLLOWS_FROM_A_SIGNAL):
+            self.failure = self._stop.failure(step.strip(), checkpoints.newest(self._work_dir.checkpoints))
         elif self.failure is None and killed_for_memory:
             self.failure = Failure(
                 failure_class="resources",

@@ -1,7 +1,8 @@
 """The files of one attempt: where each lies, and which attempt this is.
 
-``<task instance>/<n>`` is one lineage. A lineage that has ended, and one of another training, is never written to
-again: a new one starts beside it.
+``<task instance>/<n>`` is one lineage: the tries of one training, each of which goes on where the one before has ended.
+A lineage that has its model, and one of another training, is never written to again: a new one starts beside it
+(``lineage.py``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,26 @@ class WorkDir:
     def prepared(self) -> Path:
         """What the check hands to a training of several processes."""
         return self.path / "prepared.json"
+
+    @property
+    def origin(self) -> Path:
+        """What the checkpoints were trained on."""
+        return self.path / "origin.json"
+
+    @property
+    def stopped(self) -> Path:
+        """There where the training was asked to end."""
+        return self.path / "stopped"
+
+    @property
+    def proven(self) -> Path:
+        """The model while it is held against its base model."""
+        return self.path / "proven"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model while it is held against base model and adapter."""
+        return self.path / "merged"
 
     @property
     def nodes(self) -> Path:
@@ -111,24 +132,20 @@ def create(task_instance: Path) -> WorkDir:
         ) from error
 
 
-def latest(task_instance: Path) -> WorkDir | None:
-    """Return the directory of the newest lineage, ``None`` where there is none yet or nothing can be read.
+def lineages(task_instance: Path) -> list[WorkDir]:
+    """Return the directories of all lineages, the newest first; none where there is none yet or nothing can be read.
 
     :param task_instance: ``TrainingSpec.work_dir``.
     """
     try:
-        number = _highest(task_instance.absolute())
+        numbers = sorted(int(entry.name) for entry in task_instance.absolute().iterdir() if entry.name.isdecimal())
     except OSError:
-        return None
-    return WorkDir(task_instance.absolute() / str(number)) if number else None
-
-
-def _highest(task_instance: Path) -> int:
-    return max((int(entry.name) for entry in task_instance.iterdir() if entry.name.isdecimal()), default=0)
+        return []
+    return [WorkDir(task_instance.absolute() / str(number)) for number in reversed(numbers)]
 
 
 def _next_lineage(task_instance: Path) -> Path:
-    number = _highest(task_instance) + 1
+    number = max((int(found.path.name) for found in lineages(task_instance)), default=0) + 1
     while True:
         path = task_instance / str(number)
         try:

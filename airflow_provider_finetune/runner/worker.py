@@ -8,20 +8,26 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import backends, storage
+from airflow_provider_finetune.runner import backends, resume, storage
 from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import explain
+from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.publishing import publish
 from airflow_provider_finetune.runner.workdir import WorkDir
 
-_NAMES = {"sft": "SFT", "lora_sft": "LoRA"}
-_VERSIONS = ("training-hub", "torch", "transformers", "trl", "peft")
+_NAMES = {"osft": "OSFT", "sft": "SFT", "lora_sft": "LoRA"}
+_HOW = {"cpu": "the CPU ({} by TRL, float32)", "cuda": "CUDA ({} by training-hub's own backend)"}
+_VERSIONS = (
+    *("training-hub", "torch", "transformers", "trl", "peft"),
+    *("rhai-innovation-mini-trainer", "instructlab-training", "unsloth", "flash-attn"),
+)
 
 
 def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False) -> int:
@@ -39,14 +45,12 @@ def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False)
         if only == "train":
             prepared = Prepared.from_json(work_dir.prepared.read_text(encoding="utf-8"))
         else:
-            with events.timed("seconds_check"):
-                prepared = check(spec, work_dir, events, to_train=only != "check", every_row=every_row)
-            events.report(versions=_versions())
-        if only == "prepare":
+            prepared = _prepare(spec, work_dir, events, to_train=only != "check", every_row=every_row)
+        if only == "prepare" or (only is None and prepared.device == "cuda"):
             storage.put_text(prepared.to_json(), work_dir.prepared)
-        elif only == "train" and os.environ["RANK"] != "0":
-            _call_training_hub(spec.algorithm, prepared)
-        elif only != "check":
+        if only is None and prepared.device == "cuda":
+            _begin_anew(work_dir)
+        elif only in (None, "train"):
             _train(spec, work_dir, prepared, events)
     except BaseException as error:
         traceback.print_exc()
@@ -55,19 +59,48 @@ def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False)
     return 0
 
 
+def _prepare(spec: TrainingSpec, work_dir: WorkDir, events: Events, *, to_train: bool, every_row: bool) -> Prepared:
+    with events.timed("seconds_check"):
+        prepared = check(spec, work_dir, events, to_train=to_train, every_row=every_row)
+    events.report(versions=_versions())
+    if to_train:
+        origin = {**prepared.origin, "processes": placement(spec, os.environ).processes}
+        resume.begin(spec, work_dir, origin, events)
+    return prepared
+
+
+def _begin_anew(work_dir: WorkDir) -> None:
+    """Become the process that trains: Unsloth must be imported before the libraries that the check has imported."""
+    program = [sys.executable, "-m", "airflow_provider_finetune.runner", "work", "--only", "train"]
+    os.execv(sys.executable, [*program, "--work-dir", str(work_dir.path)])
+
+
 def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:
-    events.say(f"training starts on the CPU ({_NAMES[spec.algorithm]} by TRL, float32)")
-    events.training()
-    with events.timed("seconds_training"):
-        _call_training_hub(spec.algorithm, prepared)
-    publish(spec, work_dir, prepared, events)
+    """Train, and publish what the first process of all has trained."""
+    here = placement(spec, os.environ)
+    first = os.environ.get("RANK", str(here.node)) == "0"
+    if first:
+        events.say(f"training starts on {_HOW[prepared.device].format(_NAMES[spec.algorithm])}")
+        events.training()
+    with events.timed("seconds_training") if first else nullcontext():
+        _call_training_hub(spec.algorithm, prepared, here)
+    if first:
+        publish(spec, work_dir, prepared, events)
 
 
-def _call_training_hub(algorithm: str, prepared: Prepared) -> None:
+def _call_training_hub(algorithm: str, prepared: Prepared, here: Placement) -> None:
+    if prepared.device == "cuda":
+        # The library's file by which a training is asked to save lies where all trainings of a machine see it.
+        os.environ.setdefault("CHECKPOINT_TRIGGER_FILENAME", f"checkpoint_requested_{os.getpid()}")
+        if algorithm == "lora_sft":
+            import unsloth  # noqa: F401  # before transformers and TRL, which it changes
     import training_hub
 
-    backend = backends.of(algorithm).register()
-    getattr(training_hub, algorithm)(**{**prepared.keywords, "backend": backend})
+    several = {}
+    if prepared.device == "cuda" and algorithm != "lora_sft" and here.master:
+        several = {"node_rank": here.node, "master_addr": here.master[0], "master_port": here.master[1]}
+    backend = backends.register(algorithm, prepared.device)
+    getattr(training_hub, algorithm)(**prepared.keywords, **several, backend=backend)
 
 
 def _versions() -> dict[str, str]:

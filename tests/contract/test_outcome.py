@@ -50,6 +50,7 @@ GOLDEN = {
     "work_dir": "/runs/1",
     "spec_hash": "0123456789abcdef",
     "base_model": {},
+    "plan": {},
     "dataset": {"rows": 10, "rows_dropped": {}},
     "versions": {"training-hub": "0.11.2"},
     "loss_curve": [[1, 2.5], [20, 1.5]],

@@ -111,7 +111,19 @@ def test_the_oldest_form_has_no_deadline_and_the_two_older_no_grace_period():
     deadlines = [jobs[api]["spec"].get("activeDeadlineSeconds") for api in TrainerApi]
     grace = [pods_of(jobs[api])["spec"].get("terminationGracePeriodSeconds") for api in TrainerApi]
     assert deadlines == [60, 60, None]
-    assert grace == [60, None, None]
+    assert grace == [300, None, None]
+
+
+@pytest.mark.parametrize(
+    ("resume", "config", "seconds"),
+    [("auto", {}, 300), ("never", {}, 60), ("auto", {"termination_grace_period_seconds": 45}, 45)],
+)
+def test_the_runner_knows_how_long_it_has_to_save(resume: str, config: dict[str, int], seconds: int):
+    request = replace(MINIMAL, spec=replace(MINIMAL.spec, resume=resume), kubernetes_config=config)
+    job = render(request, TrainerApi.RUNTIME_PATCHES)
+    assert pods_of(job)["spec"]["terminationGracePeriodSeconds"] == seconds
+    arguments = job["spec"]["trainer"]["args"]
+    assert arguments[arguments.index("--grace-seconds") + 1] == str(seconds)
 
 
 @pytest.mark.parametrize("api", TrainerApi)

@@ -74,10 +74,10 @@ def test_a_size_that_is_no_whole_number_above_0_is_refused(name: str, value: Any
 @pytest.mark.parametrize("name", ["learning_rate", "save_model", "effective_batch_size", "backend", "data_path"])
 def test_a_keyword_that_the_operator_sets_is_not_the_users(name: str) -> None:
     with pytest.raises(UserError, match=name):
-        algorithms.with_extra_args({"learning_rate": 1e-4, "data_path": "d"}, {name: 1})
+        algorithms.with_extra_args(spec(8, **{name: 1}), {"learning_rate": 1e-4})
 
 
 def test_the_way_of_reading_the_data_and_further_keywords_are_the_users() -> None:
     sent = {"dataset_type": "passthrough"}
-    extra_args = {"dataset_type": "chat_template", "weight_decay": 0.1}
-    assert algorithms.with_extra_args(sent, extra_args) == extra_args
+    extra_args: dict[str, Any] = {"dataset_type": "chat_template", "weight_decay": 0.1}
+    assert algorithms.with_extra_args(spec(8, **extra_args), sent) == extra_args

@@ -30,6 +30,7 @@ class Told(Events):
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.facts: dict[str, Any] = {}
 
     def say(self, message: str) -> None:
         """Keep a line."""
@@ -42,6 +43,10 @@ class Told(Events):
     def show(self, text: str) -> None:
         """Keep text of the data."""
         self.lines.append(f"| {text}")
+
+    def report(self, **facts: Any) -> None:
+        """Keep what goes into the outcome."""
+        self.facts.update(facts)
 
 
 def data(rows: int = 12_000, **found: Any) -> Structure:
@@ -115,20 +120,34 @@ def test_lengths_and_mask_take_two_lines() -> None:
 
 
 def test_of_a_sample_the_whole_is_estimated() -> None:
-    found = Report(data(31_000, dropped=dropped(broken=1000)), tokens(1980, 106, dropped=dropped(odd=20), cut_rows=3))
+    found = Report(
+        data(31_000, dropped=dropped(broken=1000)),
+        tokens(1980, 106, dropped=dropped(odd=20), cut=Found(3, ["4", "8", "9"])),
+    )
     lines = told(found)
     assert lines[0] == "tokens: about 3.1 million (2,000 rows drawn evenly: median 106, 95 % 106, longest 106)"
-    assert "warning: 3 rows of 2,000 drawn evenly are cut to training_max_seq_len=512" in lines
+    assert "warning: 3 rows of 2,000 drawn evenly are cut to training_max_seq_len=512 (line 4, 8, 9)" in lines
     assert "warning: not trained on, of 2,000 drawn evenly: 20 rows: odd (line 1, 2, 3, 4, 5, …)" in lines
     assert (found.rows, found.dropped) == (29_700, 1300)
 
 
 def test_a_sample_is_judged_by_its_share_together_with_what_all_rows_have_shown() -> None:
-    found = Report(data(30_000, dropped=dropped(broken=600)), tokens(1900, dropped=dropped(odd=100)))
-    said = r"about 2,070 of 30,000 rows \(6\.9%\) cannot be used, judged by 2,000 rows drawn evenly, more than"
+    found = Report(data(30_000, dropped=dropped(broken=600)), tokens(1800, dropped=dropped(odd=200)))
+    said = r"about 3,540 of 30,000 rows \(11\.8%\) cannot be used, judged by 2,000 rows drawn evenly, more than"
     with pytest.raises(UserError, match=said):
         told(found)
-    assert told(found, 0.07)
+    assert told(found, 0.1), "so near the limit all rows decide"
+    whole = Report(data(2_000, dropped=dropped(broken=40)), tokens(1764, dropped=dropped(odd=196)))
+    with pytest.raises(UserError, match=r"236 of 2,000 rows \(11\.8%\)"):
+        told(whole, 0.1)
+
+
+def test_rows_that_are_cut_are_told_with_their_true_length() -> None:
+    found = tokens(200, cut=Found(1, ["4"]), longest_uncut=4011)
+    assert (
+        told(Report(data(200), found))[0] == "tokens: 20,000 in 200 rows (median 100, 95 % 100, longest 100 of 4,011)"
+    )
+    assert found.summary()["cut_lines"] == ["4"]
 
 
 def test_nothing_to_train_on_is_an_error_that_says_why() -> None:

@@ -28,7 +28,7 @@ from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 
-Start = Callable[[str], Supervisor]
+Start = Callable[..., Supervisor]
 
 PRELUDE = """\
 #!{python}
@@ -49,14 +49,14 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     python, log = sys.executable, RunLog()
 
-    def make(program: str) -> Supervisor:
+    def make(program: str, grace: float = 30) -> Supervisor:
         script = tmp_path / "child"
         script.write_text(PRELUDE.format(python=python) + program)
         script.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(script))
         spec = TrainingSpec(algorithm="lora_sft", base_model="m", dataset="d", work_dir=str(tmp_path))
         log.open(tmp_path / "train.log")
-        return Supervisor(spec, WorkDir(tmp_path), log, Stop().listen(), epochs=1)
+        return Supervisor(spec, WorkDir(tmp_path), log, Stop().listen(), epochs=1, grace=grace)
 
     yield make
     log.close()
@@ -159,7 +159,7 @@ def test_process_1_of_a_container_buries_the_orphans_of_its_child(tmp_path: Path
         "from airflow_provider_finetune.runner.workdir import WorkDir\n"
         f"here = Path({str(tmp_path)!r}); sys.executable = str(here / 'child')\n"
         "spec = TrainingSpec(algorithm='lora_sft', base_model='m', dataset='d', work_dir=str(here))\n"
-        "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1)\n"
+        "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1, grace=grace)\n"
         "sys.exit(0 if child.run() else 1)\n"
     )
     contained = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
@@ -239,11 +239,8 @@ def test_an_interrupt_that_the_child_takes_for_a_crash_is_told_as_an_interrupt(
     assert (child.failure.cause, "SIGINT" in child.failure.message) == ("terminated", True)
 
 
-def test_a_child_that_does_not_heed_the_signal_is_killed(
-    supervise: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.5)
-    child = supervise("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / 'up').touch()\ntime.sleep(60)\n")
+def test_a_child_that_does_not_heed_the_signal_is_killed(supervise: Start, tmp_path: Path) -> None:
+    child = supervise("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / 'up').touch()\ntime.sleep(60)\n", grace=1)
     sender = signal_when(tmp_path / "up")
     started = time.monotonic()
     child.run()

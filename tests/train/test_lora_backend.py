@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from airflow_provider_finetune.runner import masking
 from airflow_provider_finetune.runner.backends import trl_lora
 from airflow_provider_finetune.runner.data import rows
+from airflow_provider_finetune.runner.handover import Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from tests.train.conftest import canonical
 
@@ -27,7 +28,9 @@ from tests.train.conftest import canonical
 def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     """Train with training-hub's lora_sft on the tokenised rows and return metrics and output directory."""
     data = tmp_path / "train.parquet"
-    masking.tokenise(rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), data)
+    masking.tokenise(
+        rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), Handover(data)
+    )
     runs = iter(range(100))
 
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:

@@ -19,6 +19,7 @@ import pytest
 from airflow_provider_finetune.runner import masking
 from airflow_provider_finetune.runner.data.rows import Row
 from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.handover import Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from tests.train.tiny_model import CHATML
 
@@ -139,7 +140,7 @@ def test_unmasked_the_text_of_prompts_is_trained_and_neither_their_frame_nor_the
 
 def tokenise(tokenizer: Any, target: Path, max_seq_len: int = 1000) -> masking.Tokenised:
     """Tokenise the one conversation."""
-    return masking.tokenise([chat(TALK)], tokenizer, Encoding(max_seq_len), target / "rows.parquet")
+    return masking.tokenise([chat(TALK)], tokenizer, Encoding(max_seq_len), Handover(target / "rows.parquet"))
 
 
 def test_a_template_without_an_end_of_the_turn_is_noticed(tokenizer: Any, tmp_path: Path) -> None:
@@ -156,8 +157,10 @@ def test_a_row_that_ends_with_a_trained_prompt_has_no_end_to_learn(tokenizer: An
 
 def test_a_row_that_is_too_long_can_be_dropped_where_it_would_be_cut(tokenizer: Any, tmp_path: Path) -> None:
     encoding = Encoding(40, drop_longer=True)
-    found = masking.tokenise([chat(TALK, 7), chat(TALK[:2], 9)], tokenizer, encoding, tmp_path / "rows.parquet")
-    assert (found.rows, found.cut_rows) == (1, 0)
+    found = masking.tokenise(
+        [chat(TALK, 7), chat(TALK[:2], 9)], tokenizer, encoding, Handover(tmp_path / "rows.parquet")
+    )
+    assert (found.rows, found.cut.count) == (1, 0)
     assert found.dropped.describe() == "1 row: it is longer than training_max_seq_len=40 (line 7)"
     assert masking.marked(chat(TALK), tokenizer, encoding).startswith("(dropped: it has ")
 
@@ -262,6 +265,6 @@ def test_what_is_only_counted_is_counted_as_what_is_written(tokenizer: Any, tmp_
     import pyarrow.parquet as pq
 
     rows = [chat(TALK, line) for line in range(1500)]
-    written = masking.tokenise(rows, tokenizer, Encoding(1000), tmp_path / "rows.parquet")
+    written = masking.tokenise(rows, tokenizer, Encoding(1000), Handover(tmp_path / "rows.parquet"))
     assert masking.tokenise(rows, tokenizer, Encoding(1000), None).summary() == written.summary()
     assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == written.rows == 1500

@@ -61,7 +61,7 @@ def prepared(tmp_path: Path, work_dir: WorkDir) -> Prepared:
     rows = write_rows(tmp_path / "rows.jsonl", [chat("What?", "That.")] * 4)
     weights = (tmp_path / "base" / "model.safetensors").stat().st_size
     base = BaseModel("org/base", str(tmp_path / "base"), "org/base", "1a2b", weights, fetched=True)
-    return Prepared(base, CHATML, {"data_path": str(rows)})
+    return Prepared(base, CHATML, {"data_path": str(rows)}, "cpu", "0123")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from airflow_provider_finetune.runner import masking, proof, publishing
 from airflow_provider_finetune.runner.backends import trl_sft
 from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.failures import RunFailed
+from airflow_provider_finetune.runner.handover import Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, metrics_file
 from tests.train.conftest import canonical
@@ -34,7 +35,9 @@ from tests.train.tiny_model import CHATML, save_tiny_model
 def train(tiny_model: Path, dataset: Path, tmp_path: Path) -> Any:
     """Train with training-hub's sft on the tokenised rows and return metrics and output directory."""
     data = tmp_path / "train.parquet"
-    masking.tokenise(rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), data)
+    masking.tokenise(
+        rows.rows(canonical(dataset)), AutoTokenizer.from_pretrained(tiny_model), Encoding(128), Handover(data)
+    )
     runs = iter(range(100))
 
     def run(**keywords: Any) -> tuple[list[dict[str, Any]], Path]:

@@ -17,10 +17,11 @@ import pytest
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
 from airflow_provider_finetune.runner import algorithms, backends
-from airflow_provider_finetune.runner.algorithms import FATES, Sent, WithoutEffect
+from airflow_provider_finetune.runner.accepted import accepted_keywords, refuse_what_would_be_dropped
 from airflow_provider_finetune.runner.failures import UserError
+from airflow_provider_finetune.runner.fates import FATES, Sent, WithoutEffect, fates, without_effect
 
-BACKENDS = {"osft": ["mini-trainer"], "sft": ["instructlab-training", "trl"], "lora_sft": ["unsloth", "trl"]}
+DEVICES = ("cuda", "cpu")
 DOCUMENTED = [
     (algorithm, item.name)
     for algorithm, record in RECORDS.items()
@@ -33,8 +34,7 @@ def keywords(algorithm: str, device: str = "cuda", extra: dict[str, Any] | None 
     spec = TrainingSpec(
         algorithm=algorithm, base_model="m", dataset="d", work_dir="w", parameters=given, extra_args=extra or {}
     )
-    paths = {"data_path": "data", "model_path": "model", "checkpoints": "ckpt", "data_dir": "processed"}
-    return algorithms.keywords(spec, device=device, **paths)
+    return algorithms.keywords(spec, device=device, model_path="model", checkpoints="ckpt", data_dir="processed")
 
 
 @pytest.mark.parametrize("algorithm", RECORDS)
@@ -44,12 +44,10 @@ def test_each_documented_parameter_has_one_fate(algorithm: str) -> None:
 
 @pytest.mark.parametrize(("algorithm", "name"), DOCUMENTED)
 def test_what_is_sent_is_read_by_the_installed_library(algorithm: str, name: str) -> None:
-    for backend in BACKENDS[algorithm]:
-        if backend == "trl":
-            backends.of(algorithm).register()
-        fate = algorithms.fates(algorithm, "cpu" if backend == "trl" else "cuda")[name]
+    for device in DEVICES:
+        fate = fates(algorithm, device)[name]
         if isinstance(fate, Sent):
-            assert fate.keyword in algorithms.accepted_keywords(algorithm, backend)
+            assert fate.keyword in accepted_keywords(algorithm, backends.register(algorithm, device))
 
 
 @pytest.mark.parametrize(("algorithm", "name"), DOCUMENTED)
@@ -57,46 +55,69 @@ def test_what_has_no_effect_is_said_when_somebody_sets_it(algorithm: str, name: 
     default = getattr(RECORDS[algorithm](), name)
     other = {bool: not default, str: "x", list: ["x"]}.get(type(default), 17)
     spec = TrainingSpec(algorithm=algorithm, base_model="m", dataset="d", work_dir="w", parameters={name: other})
-    said = algorithms.without_effect(spec, "cuda")
+    said = without_effect(spec, "cuda")
     assert bool(said) == isinstance(FATES[algorithm][name], WithoutEffect)
     assert all(f"training_{name}={other!r}" in sentence for sentence in said)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("algorithm", RECORDS)
-def test_defaults_are_sent_whole_and_nothing_of_them_would_be_dropped(algorithm: str) -> None:
-    backend = backends.of(algorithm).register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
-    algorithms.refuse_what_would_be_dropped(algorithm, backend, keywords(algorithm))
+def test_defaults_are_sent_whole_and_nothing_of_them_would_be_dropped(algorithm: str, device: str) -> None:
+    backend = backends.register(algorithm, device)
+    refuse_what_would_be_dropped(algorithm, backend, {"data_path", *keywords(algorithm, device)})
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("algorithm", RECORDS)
-def test_a_misspelt_keyword_is_refused_by_name_and_version(algorithm: str) -> None:
-    backend = backends.of(algorithm).register() if algorithm == "lora_sft" else BACKENDS[algorithm][0]
+def test_a_misspelt_keyword_is_refused_by_name_and_version(algorithm: str, device: str) -> None:
+    backend = backends.register(algorithm, device)
     with pytest.raises(UserError, match=f"training-hub {version('training-hub')} would ignore learning_rte"):
-        algorithms.refuse_what_would_be_dropped(algorithm, backend, ["learning_rte"])
+        refuse_what_would_be_dropped(algorithm, backend, ["learning_rte"])
 
 
 def test_reserved_lora_keywords_are_refused_though_the_signature_takes_them() -> None:
     with pytest.raises(UserError, match="flash_attention, tf32"):
-        algorithms.refuse_what_would_be_dropped("lora_sft", "unsloth", ["flash_attention", "tf32"])
+        refuse_what_would_be_dropped("lora_sft", "unsloth", ["flash_attention", "tf32"])
 
 
 def test_osft_refuses_tensorboard_which_mini_trainer_lacks() -> None:
     with pytest.raises(UserError, match="tensorboard_log_dir"):
-        algorithms.refuse_what_would_be_dropped("osft", "mini-trainer", ["tensorboard_log_dir"])
+        refuse_what_would_be_dropped("osft", "mini-trainer", ["tensorboard_log_dir"])
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "lora_sft"])
-def test_what_a_cpu_is_sent_is_read_there(algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", RECORDS)
+def test_a_cpu_gets_no_options_of_several_gpus(algorithm: str) -> None:
     sent = keywords(algorithm, device="cpu", seed=3, use_liger=True)
-    algorithms.refuse_what_would_be_dropped(algorithm, backends.of(algorithm).register(), sent)
     assert {"nnodes", "nproc_per_node", "use_liger"}.isdisjoint(sent)
 
 
-def test_sft_on_a_cpu_refuses_options_of_the_other_backend() -> None:
-    with pytest.raises(UserError, match=r"would ignore enable_jit_checkpoint, validation_split for sft \(trl\)"):
-        algorithms.refuse_what_would_be_dropped(
-            "sft", backends.of("sft").register(), ["validation_split", "enable_jit_checkpoint", "beta2", "callbacks"]
+@pytest.mark.parametrize("algorithm", ["osft", "sft"])
+def test_full_fine_tuning_on_a_cpu_refuses_options_of_the_other_backend(algorithm: str) -> None:
+    backend = backends.register(algorithm, "cpu")
+    with pytest.raises(UserError, match=rf"would ignore checkpoint_storage, validation_split for {algorithm} \(trl\)"):
+        refuse_what_would_be_dropped(
+            algorithm,
+            backend,
+            ["validation_split", "checkpoint_storage", "enable_jit_checkpoint", "beta2", "callbacks"],
         )
+
+
+def test_options_of_the_optimizer_that_mini_trainer_takes_and_never_hands_on_are_refused() -> None:
+    with pytest.raises(UserError, match=r"would ignore beta1, beta2, eps, weight_decay for osft"):
+        refuse_what_would_be_dropped("osft", "mini-trainer", ["beta1", "beta2", "eps", "weight_decay", "save_dtype"])
+
+
+@pytest.mark.parametrize(("algorithm", "keyword"), [("osft", "use_processed_dataset"), ("sft", "process_data")])
+def test_full_fine_tuning_on_cuda_gets_the_tokens_that_were_reported(algorithm: str, keyword: str) -> None:
+    assert keywords(algorithm)[keyword] is (algorithm == "osft")
+
+
+@pytest.mark.parametrize("algorithm", RECORDS)
+def test_a_checkpoint_is_saved_on_a_signal_unless_nobody_will_go_on(algorithm: str) -> None:
+    assert keywords(algorithm)["enable_jit_checkpoint"] is True
+    spec = TrainingSpec(algorithm=algorithm, base_model="m", dataset="d", work_dir="w", resume="never")
+    sent = algorithms.keywords(spec, device="cpu", model_path="m", checkpoints="c", data_dir="p")
+    assert "enable_jit_checkpoint" not in sent
 
 
 def test_sft_sends_its_seed_under_the_name_that_the_backend_reads() -> None:
@@ -134,5 +155,12 @@ def test_none_means_what_the_component_says(algorithm: str, rate: float, warmup:
 def test_extra_args_may_not_replace_what_the_operator_sets() -> None:
     with pytest.raises(UserError, match="learning_rate, save_model"):
         algorithms.with_extra_args(
-            keywords("lora_sft"), {"learning_rate": 1.0, "save_model": False, "max_grad_norm": 1}
+            TrainingSpec(
+                algorithm="lora_sft",
+                base_model="m",
+                dataset="d",
+                work_dir="w",
+                extra_args={"learning_rate": 1.0, "save_model": False, "max_grad_norm": 1},
+            ),
+            keywords("lora_sft"),
         )

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
+
+_MODULES = {"osft": "osft", "sft": "trl_sft", "lora_sft": "trl_lora"}
+
+ON_CUDA = {"osft": "mini-trainer", "sft": "instructlab-training", "lora_sft": "unsloth"}
+"""training-hub's own backends."""
 
 
 def of(algorithm: str) -> ModuleType:
-    """Return the module of an algorithm's backend, which imports training-hub.
+    """Return the module of an algorithm's backend for machines without CUDA, which imports training-hub.
 
     It has ``register()``, which makes the backend known to training-hub and returns its name, and
     ``training_arguments(params)``, which is TRL's configuration.
 
-    :param algorithm: ``sft`` or ``lora_sft``.
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
     """
-    if algorithm == "sft":
-        from airflow_provider_finetune.runner.backends import trl_sft
+    return import_module(f"{__name__}.{_MODULES[algorithm]}")
 
-        return trl_sft
-    from airflow_provider_finetune.runner.backends import trl_lora
 
-    return trl_lora
+def register(algorithm: str, device: str) -> str:
+    """Import training-hub and return the name of the backend that trains, known to training-hub.
+
+    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
+    :param device: ``cuda`` or ``cpu``.
+    """
+    if device == "cpu":
+        name: str = of(algorithm).register()
+        return name
+    import training_hub  # noqa: F401
+
+    return ON_CUDA[algorithm]

@@ -60,12 +60,37 @@ def arguments(*, output_dir: str, seed: int, **chosen: Any) -> Any:
     )
 
 
-def hub_callbacks(callbacks: list[Any] | None) -> list[Any]:
-    """Return training-hub's callbacks as those of transformers.
+def train(trainer: Any, files: Any, callbacks: list[Any] | None, *, going_on: bool) -> None:
+    """Train, from the newest checkpoint on where there is one and somebody wants that.
 
+    :param trainer: of transformers.
+    :param files: callback that writes metrics and models.
     :param callbacks: training-hub's keyword of that name.
+    :param going_on: save a checkpoint on SIGTERM and end, as training-hub's ``enable_jit_checkpoint`` does, and go on
+        from such a checkpoint.
     """
     from training_hub.adapters.unsloth import adapt_hub_callbacks
     from training_hub.callbacks import TrainingHubControl
+    from training_hub.jit_checkpoint import JITCheckpointCallback
 
-    return list(adapt_hub_callbacks(callbacks, hub_control=TrainingHubControl())) if callbacks else []
+    known = list(callbacks or ())
+    if going_on and not any(isinstance(callback, JITCheckpointCallback) for callback in known):
+        known.insert(0, JITCheckpointCallback())
+    for callback in (files, *adapt_hub_callbacks(known, hub_control=TrainingHubControl())):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(trainer.args.output_dir) if going_on else None)
+
+
+def newest_checkpoint(output_dir: str) -> str | None:
+    """Return the newest whole checkpoint of transformers, ``None`` where there is none.
+
+    :param output_dir: training-hub's ``ckpt_output_dir``.
+    """
+    from training_hub.checkpoint_utils import HF_LAYOUT, find_latest_valid_checkpoint
+
+    return find_latest_valid_checkpoint(output_dir, layouts=(HF_LAYOUT,))
+
+
+def number(value: Any) -> float | None:
+    """Return what transformers logs as a plain number."""
+    return None if value is None else float(value)

@@ -39,9 +39,9 @@ class TRLLoRABackend(UnslothLoRABackend):
             args=training_arguments(params),
             train_dataset=self._dataset(params, params["data_path"], tokenizer),
             eval_dataset=self._dataset(params, evaluation, tokenizer) if evaluation else None,
-            callbacks=[JSONLLoggingCallback(params["ckpt_output_dir"]), *trl.hub_callbacks(params.get("callbacks"))],
         )
-        trainer.train()
+        files = JSONLLoggingCallback(params["ckpt_output_dir"])
+        trl.train(trainer, files, params.get("callbacks"), going_on=params.get("enable_jit_checkpoint", False))
         if params.get("save_model", True) and trainer.is_world_process_zero():
             trainer.save_model(params["ckpt_output_dir"])
             tokenizer.save_pretrained(params["ckpt_output_dir"])

@@ -7,6 +7,7 @@
 ``prompt_completion`` ``prompt`` and ``completion`` or ``response``, or ``question`` and ``answer``: texts or lists of
                     messages
 ``text``            ``text``, trained on as it is
+``tokens``          ``input_ids`` and ``labels``: whole numbers, -100 in ``labels`` where a token is not trained
 =================== ==================================================================================================
 
 A reason may name keys and speakers of a row, never its text: reasons travel in the outcome.
@@ -28,6 +29,7 @@ _KEYS: dict[str, tuple[tuple[str, str], ...] | tuple[tuple[str], ...]] = {
     "alpaca": (("instruction", "output"),),
     "prompt_completion": (("prompt", "completion"), ("prompt", "response"), ("question", "answer")),
     "text": (("text",),),
+    "tokens": (("input_ids", "labels"),),
 }
 """What a row of each form has; of several forms in one row the first counts."""
 
@@ -37,7 +39,7 @@ NAMES = tuple(_KEYS)
 
 KNOWN = (
     "'messages', 'conversations', 'instruction' and 'output', 'prompt' and 'completion' (or 'response'), 'question' "
-    "and 'answer', or 'text'"
+    "and 'answer', 'text', or 'input_ids' and 'labels'"
 )
 """The forms by their columns, for messages."""
 
@@ -77,8 +79,9 @@ def convert(row: Any, form: str) -> Row | Reason:
 
     :param row: as it was read.
     :param form: one of :data:`NAMES`.
-    :return: ``{"messages": […]}`` with text in each message and in at least one of the assistant's, or
-        ``{"text": …}``; the row's own objects where nothing had to be changed. Or the reason why not.
+    :return: ``{"messages": […]}`` with text in each message and in at least one of the assistant's, ``{"text": …}``,
+        or ``{"input_ids": […], "labels": […]}``; the row's own objects where nothing had to be changed. Or the reason
+        why not.
     """
     converted = _CONVERTERS[form](row) if isinstance(row, dict) else Reason(_MISSING[form])
     if isinstance(converted, Reason):
@@ -88,6 +91,8 @@ def convert(row: Any, form: str) -> Row | Reason:
         return converted
     if isinstance(converted, str):
         return {"text": converted}
+    if isinstance(converted, dict):
+        return converted
     for message in converted:
         if message["role"] == "assistant" and not is_blank(message["content"]):
             return {"messages": converted}
@@ -151,12 +156,28 @@ def _of_text(row: Row) -> str | Reason:
     return text if isinstance(text, str) and not is_blank(text) else Reason(_MISSING["text"])
 
 
-_CONVERTERS: dict[str, Callable[[Row], list[Message] | str | Reason]] = {
+def _of_tokens(row: Row) -> Row | Reason:
+    ids, labels = row.get("input_ids"), row.get("labels")
+    if not isinstance(ids, list) or not isinstance(labels, list) or not ids:
+        return Reason(_MISSING["tokens"])
+    if len(ids) != len(labels):
+        return Reason("its 'input_ids' and 'labels' are not of one length")
+    if not all(type(token) is int and token >= 0 for token in ids):
+        return Reason("its 'input_ids' are no whole numbers from 0 on")
+    if not all(type(label) is int and (label >= 0 or label == _NOT_TRAINED) for label in labels):
+        return Reason("its 'labels' are no whole numbers from 0 on, with -100 where a token is not trained")
+    return {"input_ids": ids, "labels": labels}
+
+
+_NOT_TRAINED = -100
+
+_CONVERTERS: dict[str, Callable[[Row], list[Message] | str | Row | Reason]] = {
     "messages": _of_messages,
     "sharegpt": _of_sharegpt,
     "alpaca": _of_alpaca,
     "prompt_completion": _of_prompt_completion,
     "text": _of_text,
+    "tokens": _of_tokens,
 }
 
 _MISSING = {
@@ -165,6 +186,7 @@ _MISSING = {
     "alpaca": "it has no 'instruction' with an 'output'",
     "prompt_completion": "it has no 'prompt' with a 'completion'",
     "text": "it has no text in 'text'",
+    "tokens": "it has no lists 'input_ids' and 'labels'",
 }
 
 

@@ -114,7 +114,8 @@ def _opened(row: Any, form: str, source: bytes, number: int, part: Part) -> byte
     except UnicodeEncodeError:
         return _HALF_A_CHARACTER
     # A row is told by what it says; where it is written anew, its JSON is just that.
-    part.hashes.append(hash(tuple(content) or converted["text"]) if source else hash(opened))
+    told = tuple(content) or converted.get("text")
+    part.hashes.append(hash(told) if source and told else hash(opened))
     part.numbers.append(number)
     if empty_answer:
         part.empty_answers.add(f"{part.prefix}{number}")
@@ -138,8 +139,8 @@ def _copied(row: forms.Row, converted: forms.Row, source: bytes, content: list[s
 
     Keys are read from the left to the right, so a ``line`` at the end wins over one of the row.
     """
-    ((key, value),) = converted.items()
-    if not source or value is not row.get(key) or (key == "text" and "messages" in row):
+    key, value = next(iter(converted.items()))
+    if not source or "input_ids" in converted or value is not row.get(key) or (key == "text" and "messages" in row):
         return b""
     # Half a character cannot come from bytes of UTF-8, only from an escape.
     if _may_be_half(source):
@@ -150,6 +151,8 @@ def _copied(row: forms.Row, converted: forms.Row, source: bytes, content: list[s
 def _written(converted: forms.Row) -> bytes:
     if "text" in converted:
         return f'{{"text":{quoted(converted["text"])}'.encode()
+    if "input_ids" in converted:
+        return _encoded(converted)[:-1].encode()
     return f'{{"messages":[{",".join(map(_message, converted["messages"]))}]'.encode()
 
 

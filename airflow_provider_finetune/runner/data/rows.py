@@ -1,7 +1,7 @@
 """One pass over all rows of a data set: recognised, checked, converted to one file of canonical rows.
 
-A canonical row is a line of JSON with ``messages`` or ``text``, and with ``line``, its place in the source. It does not
-matter any more where the data came from and how it was written.
+A canonical row is a line of JSON with ``messages``, ``text``, or ``input_ids`` and ``labels``, and with ``line``, its
+place in the source. It does not matter any more where the data came from and how it was written.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _COLUMNS_KEPT = 50
 
 
 class Row(NamedTuple):
-    """One row to train on: its place in the source, and either messages or a text."""
+    """One row to train on: its place in the source, and either messages, a text, or token ids with their labels."""
 
     line: str
     messages: list[forms.Message] | None
     text: str | None
+    tokens: tuple[list[int], list[int]] | None = None
 
 
 @dataclass
@@ -88,19 +89,20 @@ class Structure:
         }
 
 
-def read(source: Source, target: Path, say: Callable[[str], None]) -> Structure:
+def read(source: Source, target: Path, say: Callable[[str], None], form: str = "") -> Structure:
     """Read every row once, without any tokenizer, and write the canonical ones.
 
     :param source: the data set; it is not needed any more afterwards.
     :param target: file for the canonical rows.
     :param say: is told of a long pass how far it is.
+    :param form: that the rows must have; where it is empty, the first row that has one decides.
     :raises UserError: there is no row, none with a known form, or a file is damaged.
     :raises RunFailed: somebody writes to the files.
     """
     before = stamps(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        found = _Pass(source, target, say).run()
+        found = _Pass(source, target, say, form).run()
     except UserError:
         # A file that grows is read as one that is cut off.
         ensure_unchanged(source, before)
@@ -112,9 +114,9 @@ def read(source: Source, target: Path, say: Callable[[str], None]) -> Structure:
 class _Pass:
     """The pass over one data set."""
 
-    def __init__(self, source: Source, target: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, source: Source, target: Path, say: Callable[[str], None], form: str) -> None:
         self._source, self._say = source, say
-        self._found = Structure(source.name, source.format, target, identity=source.identity)
+        self._found = Structure(source.name, source.format, target, form, identity=source.identity)
         self._size = sum(path.stat().st_size for path in source.files)
         self._content, self._ids = Hashes(), Hashes()
         self._columns: dict[str, None] = {}
@@ -151,7 +153,7 @@ class _Pass:
         """
         all_chunks = chunks.of(self._source, scratch)
         for chunk in all_chunks:
-            self._found.form = form_of(chunk) or ""
+            self._found.form = self._found.form or form_of(chunk) or ""
             if self._found.form:
                 workers = pool.workers_for(self._size if self._source.format in chunks.SHARED else 0)
                 function = partial(chunks.convert, form=self._found.form)
@@ -222,19 +224,11 @@ def evenly(path: Path, total: int, wanted: int) -> Iterator[Row]:
                 yield _row(line)
 
 
-def export(path: Path, target: Path) -> None:
-    """Write the chats alone, for a library that reads them itself and wants the same columns in each row.
-
-    :param path: what :func:`read` has written.
-    :param target: the file to write.
-    """
-    with target.open("w", encoding="utf-8") as file:
-        for row in rows(path):
-            file.write(json.dumps({"messages": row.messages}) + "\n")
-
-
 def _row(line: bytes) -> Row:
     row = json.loads(line)
     # A row that was a chat stays one, whatever else it has.
-    messages = row.get("messages")
-    return Row(row["line"], messages, None if messages else row["text"])
+    if messages := row.get("messages"):
+        return Row(row["line"], messages, None)
+    if "text" in row:
+        return Row(row["line"], None, row["text"])
+    return Row(row["line"], None, None, (row["input_ids"], row["labels"]))

@@ -1,0 +1,78 @@
+"""What a training goes on from, decided when everything is known of it: data, base model, device, processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import checkpoints, storage
+from airflow_provider_finetune.runner.checkpoints import Checkpoint
+from airflow_provider_finetune.runner.events import Events
+from airflow_provider_finetune.runner.lineage import nothing_to_go_on_from
+from airflow_provider_finetune.runner.workdir import WorkDir
+
+_WHAT = {
+    "dataset": "the data",
+    "base_model": "the base model",
+    "device": "the device",
+    "processes": "the number of processes",
+}
+"""What decides with the spec whether a checkpoint is of this training."""
+
+
+def begin(spec: TrainingSpec, work_dir: WorkDir, origin: dict[str, Any], events: Events) -> None:
+    """Leave in the output directory the checkpoint that this training goes on from, or nothing.
+
+    :param spec: whether it may or must go on.
+    :param work_dir: the lineage.
+    :param origin: what it trains on, by the names of :data:`_WHAT`.
+    :param events: takes a line.
+    :raises UserError: it must go on, and cannot.
+    """
+    checkpoints.forget_broken(work_dir.checkpoints)
+    found = checkpoints.newest(work_dir.checkpoints)
+    why_not = _why_not(found, work_dir, origin)
+    if found and not why_not:
+        events.say(f"this training goes on from {found.unit} {found.number} of an earlier try ({found.path})")
+        events.report(metrics={f"resumed_from_{found.unit}": found.number})
+        return
+    if spec.resume == "require":
+        raise nothing_to_go_on_from(why_not)
+    if found:
+        events.warn(f"this training starts anew, since {why_not}")
+    shutil.rmtree(work_dir.checkpoints, ignore_errors=True)
+    storage.put_text(json.dumps(origin, indent=1), work_dir.origin)
+
+
+def _why_not(found: Checkpoint | None, work_dir: WorkDir, origin: dict[str, Any]) -> str:
+    if found is None:
+        return f"no try has saved a checkpoint in {work_dir.checkpoints} that is whole"
+    try:
+        left = json.loads(work_dir.origin.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"it is not known what the checkpoint {found.path} was trained on"
+    changed = [what for name, what in _WHAT.items() if left.get(name) != origin[name]]
+    if changed:
+        have = "has" if len(changed) == 1 else "have"
+        return f"{' and '.join(changed)} {have} changed since the checkpoint {found.path}"
+    if _later_epoch(found.path):
+        # It looks for the checkpoint's step in the steps of one epoch, and skips all that is left to be trained.
+        return f"training-hub {version('training-hub')} goes on wrongly from within a later epoch than the first"
+    return ""
+
+
+def _later_epoch(checkpoint: Path) -> bool:
+    """Whether a checkpoint of training-hub's own full fine-tuning lies within an epoch that is not the first."""
+    import torch
+
+    if (state := checkpoint / "training_state.pt").exists():
+        return int(torch.load(state, weights_only=False)["epoch"]) > 0
+    if (metadata := checkpoint / "training_metadata.json").exists():
+        # Saved by torch in spite of its name; without a step it lies between two epochs.
+        saved = torch.load(metadata, weights_only=False)
+        return "global_step" in saved and int(saved["current_epoch"]) > 0
+    return False
