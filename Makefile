@@ -9,7 +9,7 @@ endif
 
 .PHONY: help environments test demo bench cluster cluster-down clean
 help:
-	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores"
+	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores; ALGORITHM=lora, sft, osft"
 	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner cluster"
 	@echo "make bench   what importing the operators, reading data, the runner around training-hub, and waiting cost"
 	@echo "make cluster start a real Kubernetes with the Trainer on this machine (Linux, as root); make cluster-down ends it"
@@ -22,7 +22,7 @@ test:
 	@scripts/test
 
 demo: .venv/airflow/.done .venv/train/.done
-	AIRFLOW_PYTHON=$(CURDIR)/.venv/airflow/bin/python TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python UV=$(CURDIR)/$(UV) scripts/demo
+	ALGORITHM=$(ALGORITHM) AIRFLOW_PYTHON=$(CURDIR)/.venv/airflow/bin/python TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python UV=$(CURDIR)/$(UV) scripts/demo
 
 bench: .venv/airflow/.done .venv/train/.done
 	@for script in bench/*.py; do \

@@ -1,8 +1,9 @@
-"""Fine-tune a small language model on one machine: prepare data, train a LoRA adapter, evaluate, report.
+"""Fine-tune a small language model on one machine: prepare data, train, evaluate, report.
 
-The model learns to answer questions about Python in the terse style of Python's own documentation. ``make demo`` runs
-this DAG from nothing in a few minutes on two CPU cores. To run it in an Airflow of your own, set ``local_python`` in
-the section ``[finetune]`` of its configuration to an interpreter that has training-hub, and trigger it.
+The model learns to answer questions about Python in the terse style of Python's own documentation: one DAG for each of
+LoRA, SFT and OSFT. ``make demo ALGORITHM=lora`` runs one of them from nothing in a few minutes on two CPU cores. To run
+it in an Airflow of your own, set ``local_python`` in the section ``[finetune]`` of its configuration to an interpreter
+that has training-hub, and trigger it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow.configuration import AIRFLOW_HOME, conf
-from airflow.sdk import dag, task
+from airflow.sdk import DAG, task
 
-from airflow_provider_finetune import LoRAOperator
+from airflow_provider_finetune import FineTuneOperator, LoRAOperator
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAINING_PYTHON = conf.get("finetune", "local_python", fallback="") or sys.executable
@@ -78,8 +79,9 @@ def data_prep() -> dict[str, str]:
 
 @task.external_python(python=TRAINING_PYTHON, expect_airflow=False)
 def evaluate(base_model: str, trained: dict[str, Any], held_out: str) -> dict[str, Any]:
-    """Compare the model without and with its adapter on chats that it was not trained on."""
+    """Compare the model before and after the training on chats that it was not trained on."""
     import json
+    import os
 
     import torch
     from peft import PeftModel
@@ -88,8 +90,7 @@ def evaluate(base_model: str, trained: dict[str, Any], held_out: str) -> dict[st
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, trained["model_path"]).eval()
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32).eval()
 
     with open(held_out) as file:
         chats = [json.loads(line)["messages"] for line in file]
@@ -102,7 +103,7 @@ def evaluate(base_model: str, trained: dict[str, Any], held_out: str) -> dict[st
         labels[row, : len(tokenizer(prompt, add_special_tokens=False)["input_ids"])] = -100
 
     @torch.no_grad()
-    def measure(when: str) -> dict[str, float | str]:
+    def measure(model, when: str) -> dict[str, float | str]:
         loss = model(**batch, labels=labels).loss.item()
         print(f"loss {when}: {loss:.3f} on {len(chats)} answers; asking {chats[0][0]['content']}")
         prompt = tokenizer(prompts[0], add_special_tokens=False, return_tensors="pt")
@@ -110,9 +111,13 @@ def evaluate(base_model: str, trained: dict[str, Any], held_out: str) -> dict[st
         answer = tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         return {f"loss_{when}": loss, f"answer_{when}": " ".join(answer.split())}
 
-    with model.disable_adapter():
-        before = measure("before")
-    return {"question": chats[0][0]["content"], **before, **measure("after")}
+    before = measure(base, "before")
+    path = trained["model_path"]
+    if os.path.exists(os.path.join(path, "adapter_config.json")):
+        after = measure(PeftModel.from_pretrained(base, path).eval(), "after")
+    else:
+        after = measure(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), "after")
+    return {"question": chats[0][0]["content"], **before, **after}
 
 
 @task
@@ -130,24 +135,35 @@ Question    {evaluation["question"]}
     )
 
 
-@dag(schedule=None, catchup=False, params={"base_model": BASE_MODEL}, tags=["finetune", "example"])
-def quickstart() -> None:
-    data = data_prep()
-    fine_tune = LoRAOperator(
-        task_id="fine_tune",
-        launcher="local",
-        dataset=data["train"],
-        training_base_model="{{ params.base_model }}",
-        training_num_epochs=1,
-        training_effective_batch_size=8,
-        training_max_seq_len=512,
-        training_max_tokens_per_gpu=4096,
-        training_learning_rate=5e-4,
-        training_lr_warmup_steps=4,
-        training_seed=42,
-    )
-    evaluation = evaluate("{{ params.base_model }}", fine_tune.output, data["held_out"])
-    report(fine_tune.output, evaluation)
+TRAININGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lora": (LoRAOperator, {"training_learning_rate": 5e-4}),
+    "sft": (FineTuneOperator, {"training_algorithm": "SFT", "training_learning_rate": 2e-5}),
+    "osft": (FineTuneOperator, {"training_algorithm": "OSFT", "training_learning_rate": 5e-5}),
+}
 
 
-quickstart()
+def quickstart(algorithm: str) -> DAG:
+    """Return the DAG that trains by one algorithm."""
+    params = {"base_model": BASE_MODEL}
+    with DAG(f"quickstart_{algorithm}", schedule=None, params=params, tags=["finetune", "example"]) as dag:
+        data = data_prep()
+        operator, own = TRAININGS[algorithm]
+        fine_tune = operator(
+            task_id="fine_tune",
+            launcher="local",
+            dataset=data["train"],
+            training_base_model="{{ params.base_model }}",
+            training_num_epochs=1,
+            training_effective_batch_size=8,
+            training_max_seq_len=512,
+            training_max_tokens_per_gpu=4096,
+            training_lr_warmup_steps=4,
+            training_seed=42,
+            **own,
+        )
+        evaluation = evaluate("{{ params.base_model }}", fine_tune.output, data["held_out"])
+        report(fine_tune.output, evaluation)
+    return dag
+
+
+DAGS = {algorithm: quickstart(algorithm) for algorithm in TRAININGS}

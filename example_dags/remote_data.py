@@ -23,7 +23,7 @@ with DAG("remote_data", schedule=[Asset("s3://training-data/chats")], catchup=Fa
         output_model=ANSWERS,  # metrics.json and loss.html lie beside the model
         output_kind="merged",  # needs no base model where it is served
         secrets={"AWS_ACCESS_KEY_ID": "s3/id", "AWS_SECRET_ACCESS_KEY": "s3/key"},
-        training_resource_gpu_per_worker=0,  # this version trains on the CPU
+        training_resource_gpu_per_worker=0,  # trains on the CPU
         training_effective_batch_size=8,
     )
 

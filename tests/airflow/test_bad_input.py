@@ -28,7 +28,7 @@ import pytest
         ("training_timeout=0", "training_timeout=0: it must be a timedelta or a number of seconds, above 0"),
         ("training_timeout=timedelta(0)", "it must be a timedelta or a number of seconds, above 0"),
         ("progress_interval=None", "progress_interval=None: it must be a timedelta"),
-        ('resume="require"', "resume='require': this version cannot resume a training yet"),
+        ('resume="always"', "resume='always': it must be one of 'auto', 'never', 'require'"),
         ('secrets={"HF_TOKEN": "hf_abc"}', "secrets={'HF_TOKEN': '***'}"),
         ('secrets={"HF_TOKEN": "hf_abc"}, launcher="pod"', "'<secret name>/<key>'"),
         ('extra_args="weight_decay=1"', "it must be a dict of training-hub keywords"),

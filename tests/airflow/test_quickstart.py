@@ -34,9 +34,10 @@ def quickstart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def dag(quickstart: ModuleType) -> DAG:
-    dag: DAG = quickstart.quickstart()
+@pytest.fixture(params=["lora", "sft", "osft"])
+def dag(quickstart: ModuleType, request: pytest.FixtureRequest) -> DAG:
+    dag: DAG = quickstart.DAGS[request.param]
+    assert dag.dag_id == f"quickstart_{request.param}"
     return dag
 
 

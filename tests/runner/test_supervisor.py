@@ -159,7 +159,7 @@ def test_process_1_of_a_container_buries_the_orphans_of_its_child(tmp_path: Path
         "from airflow_provider_finetune.runner.workdir import WorkDir\n"
         f"here = Path({str(tmp_path)!r}); sys.executable = str(here / 'child')\n"
         "spec = TrainingSpec(algorithm='lora_sft', base_model='m', dataset='d', work_dir=str(here))\n"
-        "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1, grace=grace)\n"
+        "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1, grace=30)\n"
         "sys.exit(0 if child.run() else 1)\n"
     )
     contained = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]

@@ -205,7 +205,7 @@ def test_two_nodes_go_on_together_where_one_of_them_was_evicted(
     together = {**of(long, "sft"), "nodes": 2, "processes_per_node": 1, "work_dir": str(tmp_path / "work")}
     nodes = [start_node(together, rank) for rank in (0, 1)]
     metrics = tmp_path / "work" / "1" / "checkpoints" / "training_params_and_metrics_global0.jsonl"
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text().count("\n") >= 20):
         assert time.monotonic() < until, [node.end() for node in nodes]
         time.sleep(0.1)
