@@ -175,7 +175,7 @@ def _format_of_content(path: Path, argument: str) -> str:
 
 
 def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
-    """Return what ``datasets.save_to_disk()`` has written; of several splits ``train``."""
+    """Return what ``datasets.save_to_disk()`` has written; of several splits those of ``train``, all of them."""
     import datasets
 
     try:
@@ -188,10 +188,24 @@ def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
         ) from error
     identity: dict[str, Any] = {}
     if isinstance(data, datasets.DatasetDict):
-        taken = splits.of_training(list(data), name, argument, say)
-        data, identity = data[taken[0]], {"split": taken[0]}
+        cure = f"Name the directory of the split to train on: {name.rstrip('/')}/<split>"
+        taken = splits.of_training(list(data), name, argument, say, cure)
+        data, identity = _joined(data, taken, f"{argument}={name!r}", cure), {"split": "+".join(taken)}
 
     def tables() -> Iterator[pyarrow.Table]:
         yield from data.with_format("arrow").iter(batch_size=_ROWS_OF_A_TABLE)
 
     return Source(name, "table", tables=tables, identity=identity)
+
+
+def _joined(data: Any, taken: Sequence[str], where: str, cure: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.concatenate_datasets([data[split] for split in taken])
+    except ValueError as error:
+        raise UserError(
+            "dataset_split_unknown",
+            f"{where} has the splits {', '.join(taken)} to train on, and columns of one name are of different types",
+            cure,
+        ) from error
