@@ -107,6 +107,9 @@ def _cannot_be_read(name: str, place: str) -> Broken | None:
         "dataset": "Name a file, a directory, a URI such as s3://<bucket>/<path>, or a HuggingFace id",
         "training_base_model": "Name a HuggingFace id, a directory, or a URI such as s3://<bucket>/<path>",
     }
+    in_store = is_remote(place) and scheme(place) != "hf"
+    if name == "training_base_model" and in_store and re.search(r"[?#]", place):
+        rule = rule or "a model in a store has neither query nor fragment"
     return (rule, cures[name]) if rule else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,6 +202,13 @@ def _on_hub(asked: Repository, say: Say, trust_remote_code: bool) -> BaseModel:
 def _in_store(uri: str, directory: Path, say: Say, trust_remote_code: bool) -> BaseModel:
     from airflow_provider_finetune.runner.storage import fetch, shown, sizes
 
+    if re.search("[?#]", uri):
+        # What follows them may be a signature, which no adapter may name as its base model.
+        raise UserError(
+            "unsupported_uri",
+            f"{_ARGUMENT}={shown(uri)!r}: no '?' and no '#' may follow in the place of a model",
+            "Copy the model to a place without them in its name; credentials belong into secrets",
+        )
     there = sizes(uri, _ARGUMENT, what="model")
     _ensure_config(there, shown(uri))
     fetch(uri, _ARGUMENT, directory, say, what="model", wanted=lambda name: _is_small(name, trust_remote_code))

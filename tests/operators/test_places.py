@@ -78,6 +78,7 @@ def test_results_go_everywhere_that_is_written(launcher: str, place: str):
         ("output_model", "s3://bucket/model?versionId=1", "a result has neither query nor fragment"),
         ("dataset", "oci://registry/data", "an image holds no rows"),
         ("training_base_model", "https://host/model", "a web server does not list them. Name a HuggingFace id"),
+        ("training_base_model", "s3://bucket/base#2", "a model in a store has neither query nor fragment"),
         ("pvc_path", "s3://bucket/runs", "the training works in it, so it must be a directory"),
         ("dataset", "s3 ://bucket/x", "'s3 ' is no scheme. A scheme is a word in lower case"),
         ("dataset", "simplecache::s3://bucket/x", "'simplecache::s3' is no scheme"),
