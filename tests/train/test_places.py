@@ -169,7 +169,12 @@ def test_who_may_not_delete_can_publish_once_and_is_told(
         place.ensure_replaceable()
         place.ensure_writable(said.append)
     assert "nothing can be removed from s3://a-bucket/models/m" in said[0]
-    assert place.holds_model() is False
+    place.put_model(adapter, said.append)
+    assert "s3://a-bucket/models/m cannot be cleared" in said[-1]
+    assert "The model there is whole" in said[-1]
+    assert place.holds_model()
+    failure = refused(lambda: place.ensure_writable(quiet))
+    assert "can be written but not removed, so not be replaced" in failure.message, "once, and no second time"
 
 
 def test_an_earlier_model_that_could_not_be_removed_is_said_before_training(

@@ -85,7 +85,10 @@ class RemotePlace:
         self._ensure_there(weights, directory)
         self._upload(directory, {name: size for name, size in arriving.items() if name in CONFIGS}, say)
         self._ensure_there(arriving, directory)
-        self._remove(f"{self._key}/{_ARRIVING}")
+        try:
+            self._remove(f"{self._key}/{_ARRIVING}")
+        except RunFailed as error:
+            say(f"{error.failure.message}. The model there is whole, and {_ARRIVING} stays, which no loader reads")
 
     def put_text(self, text: str) -> None:
         self._put(self._key, text.encode())
