@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -132,7 +133,16 @@ def _models_below_a_model(target: Path) -> None:
         (target / entry.name).write_bytes(entry.read_bytes())
 
 
-@pytest.mark.parametrize("fill", [_notes, _config_of_another_program, _models_below_a_model])
+def _more_than_templates_beside_a_model(target: Path) -> None:
+    _models_below_a_model(target)
+    shutil.rmtree(target / "another")
+    (target / "additional_chat_templates").mkdir()
+    (target / "additional_chat_templates" / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "fill", [_notes, _config_of_another_program, _models_below_a_model, _more_than_templates_beside_a_model]
+)
 def test_a_directory_that_holds_something_else_than_a_model_is_left_alone(tmp_path: Path, fill: object) -> None:
     target = tmp_path / "mine"
     target.mkdir()

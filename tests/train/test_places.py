@@ -103,6 +103,7 @@ def test_a_part_of_several_megabytes_arrives_whole(s3: S3, place: storage.Place,
         ["notes.txt"],
         ["config.json"],
         ["config.json", "model.safetensors", "deep/config.json"],
+        ["config.json", "model.safetensors", "additional_chat_templates/notes.txt"],
         ["other/config.json", "other/model.safetensors"],
         [".finetune-arriving", "notes.txt"],
     ],
@@ -278,9 +279,13 @@ def test_a_place_that_no_result_can_go_to_is_refused(uri: str, cause: str, said:
 def test_a_store_with_directories_has_them_made(tmp_path: Path) -> None:
     place = storage.place(f"local://{tmp_path}/deep/models/m", "output_model")
     place.ensure_writable(quiet)
+    template = "additional_chat_templates/tool_use.jinja"
     for number in range(2):
-        place.put_model(save(tmp_path / str(number), ADAPTER), quiet)
-    assert sorted(entry.name for entry in (tmp_path / "deep" / "models" / "m").iterdir()) == sorted(ADAPTER)
+        model = save(tmp_path / str(number), ADAPTER)
+        save(model / "additional_chat_templates", {"tool_use.jinja": ""})
+        place.put_model(model, quiet)
+    there = [path for path in (tmp_path / "deep" / "models" / "m").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "deep/models/m").as_posix() for path in there} == {*ADAPTER, template}
 
 
 def test_a_lost_outcome_is_found_again_when_its_model_is_still_there(

@@ -1,6 +1,7 @@
 """What is published of a training: which kinds of model, where, and in which form.
 
 * LoRA: the adapter, the merged model or both; an adapter names the base model as the user did
+* all chat templates of a model that has several
 * full models: weights in the dtypes of the base model, shard by shard
 * a fault on the way leaves the place as it was
 """
@@ -19,7 +20,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import arrival, merging, publishing
@@ -27,8 +28,10 @@ from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.prepared import Prepared
+from airflow_provider_finetune.runner.turns import ChatTemplate
 from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.conftest import RunRunner, chat, write_rows
+from tests.train.servers import S3
 from tests.train.test_merging import save_adapter
 from tests.train.tiny_model import CHATML, save_tiny_model
 
@@ -124,6 +127,26 @@ def test_a_published_adapter_finds_a_base_model_that_is_a_path(
         )
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.peft_config["default"].base_model_name_or_path == str(named)
+
+
+@pytest.mark.parametrize("output_kind", ["adapter", "merged"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_model_with_several_chat_templates_keeps_them_and_may_be_replaced(
+    lora: TrainingSpec, work_dir: WorkDir, prepared: Prepared, s3: S3, remote: bool, output_kind: str
+) -> None:
+    templates: ChatTemplate = {"default": CHATML, "tool_use": "{{ tools }}"}
+    for directory in (Path(prepared.base.path), work_dir.checkpoints):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer.chat_template = templates
+        tokenizer.save_pretrained(directory)
+    lora = replace(lora, output_kind=output_kind, output_model=f"{s3.url}/m" if remote else lora.output_model)
+    for _ in range(2):
+        with told() as (events, _messages):
+            publishing.publish(lora, work_dir, replace(prepared, chat_template=templates), events)
+    if remote:
+        assert s3.read("m/additional_chat_templates/tool_use.jinja") == b"{{ tools }}"
+    else:
+        assert AutoTokenizer.from_pretrained(lora.output_model).chat_template == templates
 
 
 @pytest.mark.parametrize("kind", ["merged", "both"])

@@ -76,7 +76,7 @@ class Place(Protocol):
     def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
         """Put the files of ``directory`` there, so that a reader sees an older model, none, or the whole new one.
 
-        :param directory: a model: files without directories.
+        :param directory: a model: files without directories but that of chat templates.
         :param say: takes the progress.
         :raises UserError: something else than a model lies there, and stays; or it cannot be written.
         :raises RunFailed: it cannot be reached, or something else has arrived than was sent.

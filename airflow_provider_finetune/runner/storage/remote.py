@@ -17,7 +17,7 @@ from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.storage.connecting import connect
 from airflow_provider_finetune.runner.storage.faults import Fault, guarded
 from airflow_provider_finetune.runner.storage.fetching import Progress
-from airflow_provider_finetune.runner.storage.models import CONFIGS, in_use, is_model, is_whole
+from airflow_provider_finetune.runner.storage.models import CONFIGS, in_use, is_model, is_part, is_whole, paths
 from airflow_provider_finetune.runner.storage.uris import is_remote
 
 _PROBE = ".finetune-writable"
@@ -70,7 +70,7 @@ class RemotePlace:
         self._replaceable()
 
     def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
-        arriving = {entry.name: entry.stat().st_size for entry in directory.iterdir()}
+        arriving = {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths(directory)}
         leaving = self._replaceable()
         mark = "\n".join([uuid.uuid4().hex, *sorted({*arriving, *leaving} - _OURS)]).encode()
         self._put(f"{self._key}/{_ARRIVING}", mark)
@@ -108,7 +108,7 @@ class RemotePlace:
         names = set(sizes)
         foreign = names - set(self._read_mark().decode().split("\n")) if _ARRIVING in names else names
         foreign -= _OURS
-        if any("/" in name for name in foreign) or (foreign and not is_model(names)):
+        if not all(map(is_part, foreign)) or (foreign and not is_model(names)):
             raise in_use(
                 self._argument,
                 f"{self.uri} holds files that are no model of its own, and publishing would remove them",
@@ -147,10 +147,14 @@ class RemotePlace:
     def _upload(self, directory: Path, sizes: Mapping[str, int], say: Callable[[str], None]) -> None:
         progress = Progress(f"publishing to {self.uri}", say, sum(sizes.values()))
 
-        def put_all() -> None:
-            for name in sorted(sizes):
-                self._store.put_file(str(directory / name), f"{self._key}/{name}", callback=progress)
+        keys = {name: f"{self._key}/{name}" for name in sorted(sizes)}
 
+        def put_all() -> None:
+            for name, key in keys.items():
+                self._store.put_file(str(directory / name), key, callback=progress)
+
+        for parent in {key.rpartition("/")[0] for key in keys.values()}:
+            self._make_directory(parent)
         self._do(put_all)
 
     def _put(self, key: str, content: bytes) -> None:
