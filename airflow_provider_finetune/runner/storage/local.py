@@ -85,6 +85,12 @@ def ensure_replaceable(target: Path, needed: Iterable[Path] = ()) -> None:
     place = target.resolve()
     if place == place.parent:
         raise in_use("output_model", f"{str(place)!r} is the root of the file system")
+    if os.path.ismount(place):
+        raise UserError(
+            "output_in_use",
+            f"output_model: {target} is where a disk or volume is mounted, and a model takes its place by a renaming",
+            f"Name a directory below it, such as {target / 'model'}",
+        )
     for path in needed:
         if path.resolve().is_relative_to(place):
             raise in_use("output_model", f"{target} would replace {path}, which the run needs")
