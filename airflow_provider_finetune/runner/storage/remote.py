@@ -43,7 +43,7 @@ class RemotePlace:
     def __init__(self, uri: str, argument: str, *, is_file: bool = False) -> None:
         self.uri = shown(uri)
         self._argument, self._is_file = argument, is_file
-        self._store, key = connect(uri, argument)
+        self._store, key = connect(uri, argument, lambda fault: self._failure(fault, "reached"))
         self._key = key.rstrip("/")
 
     def child(self, name: str) -> RemotePlace:
