@@ -9,7 +9,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_IS_NO_SECRET = frozenset({"abfs", "abfss", "wasb", "wasbs", "sftp", "ssh", "ftp", "hdfs", "webhdfs", "smb"})
 """Where a container or a user name stands before the ``@``, as the usual form has it."""
 
-_SECRET_NAME = re.compile(r"signature|token|secret|passw|credential|api_?key|^sig$", re.I)
+_SECRET_NAME = re.compile(r"signature|token|secret|passw|credential|api_?key|^(sig|sas|key|auth|code)$", re.I)
 _SHORTEST_SECRET = 8
 """Characters; a shorter value is hardly a secret, and to mask it would make a log unreadable."""
 

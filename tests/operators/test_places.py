@@ -144,6 +144,8 @@ def test_what_gives_access_is_found_as_it_stands_and_as_it_is_read():
         "aaaaaaaa=",
     }
     assert secrets_in("https://user:p%40ssword1@host/x") == {"p%40ssword1", "p@ssword1"}
+    short = "https://host/x?key=aaaaaaaa&auth=bbbbbbbb&CODE=cccccccc&sas=dddddddd&keyword=eeeeeeee&postcode=ffffffff"
+    assert secrets_in(short) == {"aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"}
     assert secrets_in("org/data?config=token&split=train") == set()
 
 
