@@ -18,6 +18,9 @@ PROGRESS_MARK = "finetune-progress "
 OUTCOME_MARK = "finetune-outcome "
 """What the machine-readable lines of the runner's output begin with; JSON follows on the same line."""
 
+DATA_MARK = "| "
+"""What the lines begin with that show text of the data, which belongs into the task log and into no outcome."""
+
 Status = Literal["succeeded", "checked", "failed"]
 
 FailureClass = Literal["user", "resources", "infrastructure", "preempted"]
