@@ -202,10 +202,10 @@ def _refused(wanted: Repository, kinds: set[str], status: int | None) -> RunFail
     if "OfflineModeIsEnabled" in kinds or (
         "LocalEntryNotFoundError" in kinds and status is None and "TransportError" not in kinds
     ):
+        cached = "this machine's cache does not hold it whole" if kind == "model" else "no cache is asked for data sets"
         return UserError(
             "hub_offline",
-            f"{wanted.argument}: {wanted} is on the HuggingFace hub, HF_HUB_OFFLINE forbids to ask it, and this "
-            "machine's cache does not hold it whole",
+            f"{wanted.argument}: {wanted} is on the HuggingFace hub, HF_HUB_OFFLINE forbids to ask it, and {cached}",
             f"Unset HF_HUB_OFFLINE, or name a local directory in {wanted.argument}",
         )
     if "GatedRepoError" in kinds or status == 403:

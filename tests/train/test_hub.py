@@ -282,7 +282,9 @@ def test_what_a_data_set_can_lack_is_named(hub: Hub, ask: Ask) -> None:
     typed = ask({"dataset": "org/typed"})
     assert cause(typed) == "dataset_unreadable"
     assert "secret" not in str(typed["failure"]), typed
-    assert cause(ask({"dataset": "org/chat"}, HF_HUB_OFFLINE="1")) == "hub_offline"
+    offline = ask({"dataset": "org/chat"}, HF_HUB_OFFLINE="1")
+    assert cause(offline) == "hub_offline"
+    assert "no cache is asked for data sets" in offline["failure"]["message"]
     assert ask({"dataset": "org/gated"}, HF_TOKEN=TOKEN)["rows"] == ROWS[:5]
 
 
