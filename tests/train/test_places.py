@@ -128,11 +128,23 @@ def test_neighbours_with_the_same_beginning_are_somebody_elses(s3: S3, place: st
     assert len(s3.names()) == len(neighbours) + len(ADAPTER)
 
 
-@pytest.mark.parametrize("needed", ["s3://a-bucket/models/m", "s3://a-bucket/models/m/rows.jsonl"])
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "s3://a-bucket/models/m",
+        "s3://a-bucket/models/m/rows.jsonl",
+        "s3a://a-bucket/models/m/",
+        "S3://a-bucket/models/m",
+    ],
+)
 def test_the_base_model_and_the_data_are_never_replaced_by_the_model_trained_with_them(
     place: storage.Place, needed: str
 ) -> None:
-    failure = refused(lambda: place.ensure_replaceable(["/local", "org/model", "s3://a-bucket/models", needed]))
+    failure = refused(
+        lambda: place.ensure_replaceable(
+            ["/local", "org/model", "gs://a-bucket/models/m", "s3://a-bucket/models", needed]
+        )
+    )
     assert failure.cause == "output_in_use"
     assert needed in failure.message
 

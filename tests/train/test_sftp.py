@@ -100,6 +100,13 @@ def test_a_server_that_is_not_known_or_lets_nobody_in_is_told_before_training(
     assert not sftp.asked
 
 
+def test_what_the_run_needs_is_told_from_the_same_path_on_another_server(sftp: Sftp, tmp_path: Path) -> None:
+    place = storage.place(f"{sftp.url}{tmp_path}/m", "output_model")
+    place.ensure_replaceable([f"sftp://trainer@another-host{tmp_path}/m", f"{sftp.url}{tmp_path}/m2"])
+    needed = f"{sftp.url}{tmp_path}/m/rows.jsonl".replace("sftp:", "ssh:")
+    assert refused(lambda: place.ensure_replaceable([needed])).cause == "output_in_use"
+
+
 def test_a_server_that_is_not_there_may_be_there_for_a_retry() -> None:
     failure = refused(lambda: storage.place("sftp://trainer@127.0.0.1:9/x", "output_model"))
     assert (failure.failure_class, failure.cause) == ("infrastructure", "output_unreachable")

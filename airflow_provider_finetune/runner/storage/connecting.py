@@ -68,6 +68,27 @@ def connect(uri: str, argument: str, failure: Callable[[Fault], RunFailed]) -> t
     return guarded(lambda: kind(**options), failure), str(kind._strip_protocol(uri))
 
 
+def path_in(store: Any, uri: str) -> str | None:
+    """Return the path that ``uri`` has in an open file system, ``None`` where it lies in another one.
+
+    One file system may have several schemes, as s3 and s3a or gs and gcs.
+
+    :param store: what :func:`connect` returned.
+    :param uri: of any scheme.
+    """
+    import fsspec
+
+    protocol = scheme(uri) or ""
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError):
+        return None
+    uri = protocol + uri[len(protocol) :]
+    here, there = store.storage_options, kind._get_kwargs_from_urls(uri)
+    elsewhere = any(name in here and here[name] != there.get(name, here[name]) for name in ("host", "account_name"))
+    return str(kind._strip_protocol(uri)) if isinstance(store, kind) and not elsewhere else None
+
+
 def _web(uri: str) -> dict[str, Any]:
     from aiohttp import ClientTimeout
 

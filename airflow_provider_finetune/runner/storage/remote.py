@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from airflow_provider_finetune.contract.uris import scheme, shown
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
-from airflow_provider_finetune.runner.storage.connecting import connect
+from airflow_provider_finetune.runner.storage.connecting import connect, path_in
 from airflow_provider_finetune.runner.storage.faults import Fault, guarded
 from airflow_provider_finetune.runner.storage.fetching import Progress
 from airflow_provider_finetune.runner.storage.models import CONFIGS, in_use, is_model, is_part, is_whole, paths
@@ -97,10 +97,8 @@ class RemotePlace:
         return is_whole(self._sizes())
 
     def _holds(self, other: str) -> bool:
-        if scheme(other) != scheme(self.uri):
-            return False
-        path = str(self._store._strip_protocol(other)).rstrip("/")
-        return path == self._key or path.startswith(f"{self._key}/")
+        path = path_in(self._store, other)
+        return path is not None and f"{path.rstrip('/')}/".startswith(f"{self._key}/")
 
     def _replaceable(self) -> set[str]:
         """Return the names of the files that lie there and may be put away."""
