@@ -136,7 +136,7 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
     files = tuple(path for path in known if labels[path] in taken)
     for path in files:
         _ensure_readable(path, argument, name)
-    formats = {path: _format_of_content(path, argument) for path in files}
+    formats = {path: _format_of_content(path, f"{argument}={name!r}: {labels[path]}") for path in files}
     if len(set(formats.values())) > 1:
         examples = {kind: labels[path] for path, kind in reversed(formats.items())}
         listing = " and ".join(f"{kind} ({label})" for kind, label in sorted(examples.items()))
@@ -160,18 +160,27 @@ def _format(path: Path) -> str | None:
     return _FORMATS.get(Path(name).suffix)
 
 
-def _format_of_content(path: Path, argument: str) -> str:
+def _format_of_content(path: Path, where: str) -> str:
     """Return the format; a file named ``.json`` often holds a row a line."""
     kind = _format(path) or ""
     if kind != "json":
         return kind
     try:
         with opened(path) as (_, content):
-            first = (content.read(4096) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            head = (content.read(4096) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
     except Damaged:
         # Said when it is read, with how far it can be.
         return "json"
-    return "jsonl" if first == b"{" else "json"
+    if not head.startswith(b"{"):
+        return "json"
+    first_line, goes_on, _ = head.partition(b"\n")
+    if goes_on and not first_line.rstrip().endswith(b"}"):
+        raise UserError(
+            "dataset_format",
+            f"{where} is one JSON object over several lines, and neither an array of rows nor a row a line",
+            "Write its rows as an array, or each on a line of its own; of rows below a key write their list alone",
+        )
+    return "jsonl"
 
 
 def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
