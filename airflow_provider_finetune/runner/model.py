@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner import hub, oci, transfer
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.hub import Repository
@@ -55,7 +56,9 @@ def locate(base_model: str, *, scratch: Path, say: Say, trust_remote_code: bool 
     :raises RunFailed: its place cannot be reached.
     """
     kind = scheme(base_model)
-    if kind == "hf" or (kind is None and hub.is_id(base_model) and not local_path(base_model, _ARGUMENT).exists()):
+    if kind == "hf" or (
+        kind is None and hub_name(base_model, "model") and not local_path(base_model, _ARGUMENT).exists()
+    ):
         return _on_hub(hub.repository("model", base_model, _ARGUMENT), say, trust_remote_code)
     if kind == "oci":
         return _in_directory(oci.fetch_model(base_model, _ARGUMENT, scratch, say), base_model, base_model)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner.data import splits
 from airflow_provider_finetune.runner.data.files import Damaged, opened
 from airflow_provider_finetune.runner.data.source import Source
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 _KNOWN = f"{', '.join(_FORMATS)}, each also with .gz"
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(\?.*)?")
 
 _OF_THE_LIBRARY = frozenset(["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"])
 """What ``datasets`` writes beside the rows."""
@@ -55,7 +53,7 @@ def locate(
             f"{argument}={dataset!r}: a claim is mounted by a launcher on a cluster, and this process has none mounted",
             "Name the path under which the volume is mounted here",
         )
-    if kind == "hf" or (kind is None and _HUB_ID.fullmatch(dataset) and not _is_local(dataset, argument)):
+    if kind == "hf" or (kind is None and hub_name(dataset, "dataset") and not local_path(dataset, argument).exists()):
         from airflow_provider_finetune.runner.data import hub
 
         return hub.dataset(dataset, argument=argument, say=say, trust_remote_code=trust_remote_code)
@@ -66,10 +64,6 @@ def locate(
     if path.is_dir():
         return _of_directory(path, name=str(path), argument=argument, say=say)
     return of_files([path], name=str(path), argument=argument, say=say)
-
-
-def _is_local(dataset: str, argument: str) -> bool:
-    return local_path(dataset, argument).exists() or _format(Path(dataset)) is not None
 
 
 def _fetched(dataset: str, argument: str, scratch: Path, say: Say) -> Source:
