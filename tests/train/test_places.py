@@ -300,6 +300,13 @@ def test_a_store_with_directories_has_them_made(tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path / "deep/models/m").as_posix() for path in there} == {*ADAPTER, template}
 
 
+def test_a_file_of_a_store_with_directories_is_replaced_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    place = storage.output_place(f"local://{tmp_path}/out/m.json", "output_metrics", "metrics.json")
+    for text in ("old", "new"):
+        place.put_text(text)
+        assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"m.json": text}
+
+
 def test_a_lost_outcome_is_found_again_when_its_model_is_still_there(
     s3: S3, place: storage.Place, adapter: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,12 @@ def fetched(uri: str, into: Path) -> list[str]:
     return [file.relative_to(into).as_posix() for file in files]
 
 
+def refused(call: Callable[[], object]) -> Failure:
+    with pytest.raises(RunFailed) as raised:
+        call()
+    return raised.value.failure
+
+
 def test_a_model_is_published_replaced_and_fetched_as_a_base_model(sftp: Sftp, tmp_path: Path) -> None:
     place = storage.place(f"{sftp.url}{tmp_path}/deep/models/m", "output_model")
     assert not place.holds_model()
@@ -54,6 +60,20 @@ def test_data_are_one_file_or_all_below_a_directory(sftp: Sftp, tmp_path: Path) 
     assert fetched(rows.replace("sftp:", "ssh:"), tmp_path / "all") == ["a.jsonl", "deep/b.jsonl"]
 
 
+def test_a_file_takes_its_place_when_it_is_whole_and_leaves_nothing_where_it_cannot(sftp: Sftp, tmp_path: Path) -> None:
+    metrics = tmp_path / "out" / "m.json"
+    for text in ("old", "new"):
+        storage.output_place(f"{sftp.url}{metrics}", "output_metrics", "metrics.json").put_text(text)
+        assert metrics.read_text() == text
+    assert f"write {metrics}" not in sftp.asked
+    (tmp_path / "out" / "directory.json" / "mine").mkdir(parents=True)
+    failure = refused(
+        lambda: storage.output_place(f"{sftp.url}{tmp_path}/out/directory.json", "o", "metrics.json").put_text("text")
+    )
+    assert "directory.json cannot be written" in failure.message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["directory.json", "m.json"]
+
+
 def _with_an_unknown_host_key(sftp: Sftp) -> None:
     (sftp.home / ".ssh" / "known_hosts").write_text("")
 
@@ -70,12 +90,6 @@ def _without_a_key(sftp: Sftp) -> None:
 
 def _with_a_key_that_is_not_let_in(sftp: Sftp) -> None:
     ECDSAKey.generate().write_private_key_file(str(sftp.home / ".ssh" / "id_ecdsa"))
-
-
-def refused(call: Callable[[], object]) -> Failure:
-    with pytest.raises(RunFailed) as raised:
-        call()
-    return raised.value.failure
 
 
 @pytest.mark.parametrize(

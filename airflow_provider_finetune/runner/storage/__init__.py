@@ -83,7 +83,7 @@ class Place(Protocol):
         """
 
     def put_text(self, text: str) -> None:
-        """Write one file whole.
+        """Write one file, so that a reader sees an older one, none, or the whole new one.
 
         :param text: its content.
         :raises RunFailed: it cannot be written or reached.

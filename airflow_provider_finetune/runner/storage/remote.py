@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,7 +92,25 @@ class RemotePlace:
             say(f"{error.failure.message}. The model there is whole, and {_ARRIVING} stays, which no loader reads")
 
     def put_text(self, text: str) -> None:
-        self._put(self._key, text.encode())
+        if scheme(self.uri) in _WITHOUT_DIRECTORIES:
+            # An object is there as a whole or not at all.
+            self._put(self._key, text.encode())
+            return
+        arriving = f"{self._key.rpartition('/')[0]}/.arriving-{uuid.uuid4().hex[:12]}"
+
+        def take_place() -> None:
+            # Not every protocol renames over a file.
+            if self._store.exists(self._key):
+                self._store.rm_file(self._key)
+            self._store.mv(arriving, self._key)
+
+        try:
+            self._put(arriving, text.encode())
+            self._do(take_place)
+        except RunFailed:
+            with suppress(RunFailed):
+                self._remove(arriving)
+            raise
 
     def holds_model(self) -> bool:
         return is_whole(self._sizes())
