@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from paramiko import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED, SFTP_OK, ECDS
 class _Access(paramiko.ServerInterface):  # type: ignore[misc]
     """Lets whoever has a key in."""
 
-    def __init__(self, key: ECDSAKey) -> None:
-        self._key = key
+    def __init__(self, key: ECDSAKey, transport: paramiko.Transport) -> None:
+        self._key, self.transport = key, transport
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -46,8 +46,8 @@ def _told(call: Callable[..., Any]) -> Callable[..., Any]:
 class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
     """The files of this machine. What changes them is noted in ``asked``."""
 
-    def __init__(self, server: _Access, asked: list[str]) -> None:
-        self._asked = asked
+    def __init__(self, server: _Access, asked: list[str], cut: set[str]) -> None:
+        self._server, self._asked, self._cut = server, asked, cut
 
     @_told
     def list_folder(self, path: str) -> list[SFTPAttributes]:
@@ -65,6 +65,9 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         writes = bool(flags & os.O_WRONLY)
         if writes:
             self._asked.append(f"write {path}")
+            if Path(path).name in self._cut:
+                self._cut.remove(Path(path).name)
+                self._server.transport.close()
         handle.readfile = handle.writefile = os.fdopen(os.open(path, flags, 0o644), "wb" if writes else "rb")
         return handle
 
@@ -88,11 +91,17 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
 
 @dataclass
 class Sftp:
-    """A server, a home whose ``.ssh`` knows it and has a key that is let in, and what has changed files so far."""
+    """A server.
+
+    * ``home``: a home whose ``.ssh`` knows it and has a key that is let in
+    * ``asked``: what has changed files so far
+    * ``cut``: names of files at whose first writing the connection breaks
+    """
 
     url: str
     home: Path
-    asked: list[str]
+    asked: list[str] = field(default_factory=list)
+    cut: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -106,7 +115,7 @@ def serving(home: Path) -> Iterator[Sftp]:
     hosts = HostKeys()
     hosts.add(f"[127.0.0.1]:{port}", known.get_name(), known)
     hosts.save(str(home / ".ssh" / "known_hosts"))
-    asked: list[str] = []
+    server = Sftp(f"sftp://trainer@127.0.0.1:{port}", home)
     transports: list[paramiko.Transport] = []
 
     def serve() -> None:
@@ -117,12 +126,12 @@ def serving(home: Path) -> Iterator[Sftp]:
                 return
             transports.append(transport := paramiko.Transport(connection))
             transport.add_server_key(known)
-            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, asked)
-            transport.start_server(event=threading.Event(), server=_Access(users))
+            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, server.asked, server.cut)
+            transport.start_server(event=threading.Event(), server=_Access(users, transport))
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield Sftp(f"sftp://trainer@127.0.0.1:{port}", home, asked)
+    yield server
     listening.shutdown(socket.SHUT_RDWR)
     thread.join()
     listening.close()

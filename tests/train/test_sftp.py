@@ -13,10 +13,13 @@ import pytest
 from paramiko import ECDSAKey
 
 from airflow_provider_finetune.contract.outcome import Failure
-from airflow_provider_finetune.runner import storage
+from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.runner import publishing, storage
 from airflow_provider_finetune.runner.failures import RunFailed
+from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.sftp_server import Sftp, serving
 from tests.train.test_places import ADAPTER, FULL, quiet, save
+from tests.train.test_publishing import told
 
 
 @pytest.fixture
@@ -50,6 +53,23 @@ def test_a_model_is_published_replaced_and_fetched_as_a_base_model(sftp: Sftp, t
     assert {path.name: path.read_text() for path in (tmp_path / "deep/models/m").iterdir()} == FULL
     assert storage.sizes(place.uri, "training_base_model", what="model") == {name: len(FULL[name]) for name in FULL}
     assert fetched(place.uri, tmp_path / "base") == sorted(FULL)
+
+
+def test_a_connection_that_breaks_while_a_model_is_published_is_made_anew(
+    sftp: Sftp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_PAUSES", (0.01,))
+    out = tmp_path / "m"
+    spec = TrainingSpec(
+        algorithm="lora_sft", base_model="b", dataset="d", work_dir="w", output_model=f"{sftp.url}{out}"
+    )
+    sftp.cut.add("adapter_model.safetensors")
+    with told() as (events, messages):
+        place = publishing._put("adapter", save(tmp_path / "adapter", ADAPTER), spec, WorkDir(tmp_path), events)
+    assert place.holds_model()
+    assert {path.name for path in out.iterdir()} == set(ADAPTER)
+    (said,) = [message["message"] for message in messages]
+    assert "It is published again in 0 s" in said
 
 
 def test_data_are_one_file_or_all_below_a_directory(sftp: Sftp, tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ class RemotePlace:
         weights = {name: size for name, size in arriving.items() if name not in CONFIGS}
         self._upload(directory, weights, say)
         if self._read_mark() != mark:
-            raise self._torn("another run publishes there at the same time", directory)
+            raise self._torn("another run publishes there at the same time")
         for name in leaving - set(arriving) - set(CONFIGS) - _OURS:
             self._remove(f"{self._key}/{name}")
-        self._ensure_there(weights, directory)
+        self._ensure_there(weights)
         self._upload(directory, {name: size for name, size in arriving.items() if name in CONFIGS}, say)
-        self._ensure_there(arriving, directory)
+        self._ensure_there(arriving)
         try:
             self._remove(f"{self._key}/{_ARRIVING}")
         except RunFailed as error:
@@ -145,20 +145,18 @@ class RemotePlace:
 
         return self._do(find, "read")
 
-    def _ensure_there(self, expected: Mapping[str, int], directory: Path) -> None:
+    def _ensure_there(self, expected: Mapping[str, int]) -> None:
         there = {name: size for name, size in self._sizes().items() if name not in _OURS}
         if there != expected:
             wrong = sorted(name for name in {*there, *expected} if there.get(name) != expected.get(name))
-            raise self._torn(
-                f"after the upload these files differ from the trained ones: {', '.join(wrong)}", directory
-            )
+            raise self._torn(f"after the upload these files differ from the trained ones: {', '.join(wrong)}")
 
-    def _torn(self, why: str, directory: Path) -> RunFailed:
+    def _torn(self, why: str) -> RunFailed:
         return RunFailed(
             "infrastructure",
             "upload_torn",
             f"{self._argument}: the model in {self.uri} is not whole: {why}",
-            f"Try again, with a place of its own for each run. The model is whole in {directory}",
+            "Try again, with a place of its own for each run",
         )
 
     def _upload(self, directory: Path, sizes: Mapping[str, int], say: Callable[[str], None]) -> None:
