@@ -74,7 +74,9 @@ class Place(Protocol):
         """
 
     def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
-        """Put the files of ``directory`` there, so that a reader sees an older model, none, or the whole new one.
+        """Put the files of ``directory`` there, so that who begins to read finds an older model, none or the new one.
+
+        Who has begun with an older one may go on with files of both.
 
         :param directory: a model: files without directories but that of chat templates.
         :param say: takes the progress.
