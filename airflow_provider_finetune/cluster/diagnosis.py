@@ -8,10 +8,19 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_finetune.cluster.causes import NO_POD_RULES, POD_RULES, Rule
-from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure, FailureClass, Outcome, UnreadableOutcome
+from airflow_provider_finetune.contract.outcome import (
+    DATA_MARK,
+    PEER_FAILED,
+    Failure,
+    FailureClass,
+    Outcome,
+    UnreadableOutcome,
+)
 from airflow_provider_finetune.launchers.observed import JobState, PodState
 
 _LONGEST_TEXT = 500
+_LONGEST_LOG = 2048
+"""Bytes that a kubelet keeps of the log of a program that has left no message."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def _why_pod_ended(pod: PodState) -> Failure:
     kubernetes_knows_more = pod.end == "OOMKilled" or pod.disruption is not None
     if failure and not (kubernetes_knows_more and failure.cause in _RUNNER_SAW_ONLY_A_SIGNAL):
         return failure
-    log_tail = [] if told else pod.words.splitlines()[-20:]
+    log_tail = [] if told else _last_lines(pod)[-20:]
     return replace(_by_exit(pod), log_tail=failure.log_tail if failure else log_tail)
 
 
@@ -241,10 +250,17 @@ def _by_exit_code(pod: PodState) -> Failure:
         message = f"{_named(pod)} was told to end (SIGTERM) and left no outcome"
         return _failure("preempted", "terminated", message, f"Its pod or node was taken away. {_RETRY}")
     how = "crashed with a segmentation fault" if pod.exit_code == _SEGFAULT else f"exited with code {pod.exit_code}"
-    lines = [line for line in pod.words.splitlines() if line.strip()]
+    lines = _last_lines(pod)
     last = f"; its last line: {_shortened(lines[-1])}" if lines else ""
     message = f"{_named(pod)} {how} and left no outcome{last}"
     return _failure("infrastructure", "runner_died", message, "Look at its last lines in this log")
+
+
+def _last_lines(pod: PodState) -> list[str]:
+    """Return the end of a pod's log without text of the data, which the first line may be the rest of."""
+    cut = len(pod.words.encode()) >= _LONGEST_LOG
+    lines = pod.words.splitlines()[1 if cut else 0 :]
+    return [line for line in lines if line.strip() and not line.startswith(DATA_MARK)]
 
 
 def _evicted(pod: PodState) -> Failure:

@@ -8,6 +8,7 @@ from the other end.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,9 @@ SMALL_FORM_BYTES = 4096
 PROGRESS_MARK = "finetune-progress "
 OUTCOME_MARK = "finetune-outcome "
 """What the machine-readable lines of the runner's output begin with; JSON follows on the same line."""
+
+DATA_MARK = "| "
+"""What the lines begin with that show text of the data, which belongs into the task log and into no outcome."""
 
 Status = Literal["succeeded", "checked", "failed"]
 
@@ -119,38 +123,45 @@ class Outcome:
 _SHORTEST_TEXT = 200
 """Characters that are left at least of a failure's message and cure while there are metrics to leave out."""
 
+_LAST_LINES = 5
+"""Of the log, which are left while the data report has places of rows to leave out."""
+
+_TELLS_THE_DATA = ("sha256", "identity", "rows")
+
 
 def _take_from(document: dict[str, Any]) -> None:
     """Take away or shorten what matters least of what is there."""
     curve, failure = document.get("loss_curve", []), document.get("failure", {})
+    if len(curve) > 4:
+        curve[:] = [curve[0], *curve[2:-1:2], curve[-1]]
+        return
+    if detail := next(_details(document), None):
+        container, key = detail
+        del container[key]
+        return
     texts = {name: len(failure.get(name, "")) for name in ("message", "cure", "cause")}
     longest = max(texts, key=lambda name: texts[name])
     leaving = next((name for name in _LEAVING if name in document), None)
-    if len(curve) > 4:
-        curve[:] = [curve[0], *curve[2:-1:2], curve[-1]]
-    elif leaving in ("loss_curve", "plan", "dataset", "versions", "base_model"):
-        del document[leaving]
-    elif failure.get("log_tail"):
-        del failure["log_tail"][0]
-    elif leaving and texts[longest] <= _SHORTEST_TEXT:
+    if leaving and texts[longest] <= _SHORTEST_TEXT:
         del document[leaving]
     else:
         failure[longest] = failure[longest][: texts[longest] // 2] + "…"
 
 
-_LEAVING = (
-    "loss_curve",
-    "plan",
-    "dataset",
-    "versions",
-    "base_model",
-    "metrics",
-    "work_dir",
-    "loss_chart",
-    "model_path",
-    "adapter_uri",
-    "model_uri",
-)
+def _details(document: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield what is left out before the failure is shortened, each by what it stands in and its key there."""
+    log, dataset = document.get("failure", {}).get("log_tail", []), document.get("dataset", {})
+    yield from ((document, name) for name in ("loss_curve", "plan") if name in document)
+    yield from ((log, 0) for _ in log[_LAST_LINES:])
+    yield from ((dataset, name) for name in dataset if name.endswith("_lines"))
+    yield from ((log, 0) for _ in log)
+    if "versions" in document:
+        yield document, "versions"
+    yield from ((dataset, name) for name in dataset if name not in _TELLS_THE_DATA)
+    yield from ((document, name) for name in ("dataset", "base_model") if name in document)
+
+
+_LEAVING = ("metrics", "work_dir", "loss_chart", "model_path", "adapter_uri", "model_uri")
 """What the small form may lack, in this order; the last ones only where a path alone is thousands of bytes long."""
 
 

@@ -14,6 +14,9 @@ from airflow_provider_finetune.contract.parameters import FineTuneParameters, Lo
 VERSION = 1
 """Grows only when a reader of the older form would do something wrong; new optional fields do not change it."""
 
+SCRATCH_DIRECTORY = "/var/lib/finetune"
+"""Root of the files of a training in a pod of which nothing but its remote results outlives the pod."""
+
 RECORDS: dict[str, type[TrainingParameters]] = {
     "osft": FineTuneParameters,
     "sft": FineTuneParameters,

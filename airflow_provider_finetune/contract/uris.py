@@ -9,7 +9,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_IS_NO_SECRET = frozenset({"abfs", "abfss", "wasb", "wasbs", "sftp", "ssh", "ftp", "hdfs", "webhdfs", "smb"})
 """Where a container or a user name stands before the ``@``, as the usual form has it."""
 
-_SECRET_NAME = re.compile(r"signature|token|secret|passw|credential|api_?key|^sig$", re.I)
+_SECRET_NAME = re.compile(r"signature|token|secret|passw|credential|api_?key|^(sig|sas|key|auth|code)$", re.I)
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv|parquet|gz)$", re.I)
+
 _SHORTEST_SECRET = 8
 """Characters; a shorter value is hardly a secret, and to mask it would make a log unreadable."""
 
@@ -21,6 +24,26 @@ def scheme(place: str) -> str | None:
     """
     found = _SCHEME.match(place)
     return found.group(1).lower() if found else None
+
+
+def hub_name(place: str, kind: str) -> tuple[str, str | None] | None:
+    """Return id and revision of a repository on the HuggingFace hub, ``None`` where ``place`` names none.
+
+    Names without an organisation, as old models have, are paths; and so is ``data/train.jsonl``.
+
+    :param place: ``organisation/name@revision``, with or without ``hf://``, behind which ``models/`` or ``datasets/``
+        may stand; of a data set ``?config=…&split=…`` may follow.
+    :param kind: ``model`` or ``dataset``.
+    """
+    address = place.partition("?")[0] if kind == "dataset" else place
+    if scheme(place) == "hf":
+        address = address.removeprefix("hf://").removeprefix(f"{kind}s/")
+    elif kind == "dataset" and _DATA_FILE.search(address):
+        return None
+    identity, at, revision = address.partition("@")
+    if not _HUB_ID.fullmatch(identity) or bool(at) != bool(revision):
+        return None
+    return identity, revision or None
 
 
 def is_remote(place: str) -> bool:

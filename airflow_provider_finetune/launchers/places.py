@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from airflow_provider_finetune.contract.spec import SCRATCH_DIRECTORY
 from airflow_provider_finetune.launchers.identity import digest
 from airflow_provider_finetune.launchers.refusal import CannotRender
 
@@ -16,9 +17,6 @@ OURS = "finetune-"
 """Prefix of the names of our volumes. One of the runtime's with the same name would be merged with ours."""
 
 RUNNER_DIRECTORY = "/opt/finetune"
-
-SCRATCH_DIRECTORY = "/var/lib/finetune"
-"""Root of the files of a training of which nothing but its remote results outlives the pod."""
 
 OWN_VOLUMES = ("runner", "shm", "scratch")
 """What our volumes are called behind :data:`OURS`, beside those of claims."""
@@ -112,7 +110,7 @@ class Places:
     :param config: ``kubernetes_config`` as plain JSON.
     :param read: places that are read: any of them may be no ``pvc://`` URI.
     :param written: places that are written to.
-    :param scratch: :data:`SCRATCH_DIRECTORY` is needed, on the disk of the node unless ``kubernetes_config`` mounts
+    :param scratch: ``SCRATCH_DIRECTORY`` is needed, on the disk of the node unless ``kubernetes_config`` mounts
         something there.
     :raises CannotRender: a place cannot be reached.
     """

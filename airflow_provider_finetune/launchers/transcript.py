@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PROGRESS_MARK, Outcome
+from airflow_provider_finetune.contract.outcome import DATA_MARK, OUTCOME_MARK, PROGRESS_MARK, Outcome
 
 _LEVELS = {"warning: ": logging.WARNING, "error: ": logging.ERROR}
 _KEPT_LINES = 20
@@ -19,7 +19,7 @@ class Transcript:
     """What the runner has said so far.
 
     * ``outcome``: from its last outcome line; ``progress``: from its last progress line
-    * ``last_lines``: the readable lines before its end
+    * ``last_lines``: the readable lines before its end, without those of the data
     """
 
     outcome: Outcome | None = None
@@ -40,7 +40,8 @@ class Transcript:
                 return None
         except ValueError:
             return logging.WARNING, line
-        self.last_lines.append(line)
+        if not line.startswith(DATA_MARK):
+            self.last_lines.append(line)
         for prefix, level in _LEVELS.items():
             if line.startswith(prefix):
                 return level, line.removeprefix(prefix)

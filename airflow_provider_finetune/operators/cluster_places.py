@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.uris import is_remote, scheme, shown
+from airflow_provider_finetune.contract.uris import hub_name, is_remote, scheme, shown
 from airflow_provider_finetune.launchers.places import Places, claim_path, is_on_claim
 from airflow_provider_finetune.launchers.refusal import CannotRender
-from airflow_provider_finetune.operators.place_rules import READ, WRITTEN, Broken, no_directory
+from airflow_provider_finetune.operators.place_rules import HUB_KINDS, READ, WRITTEN, Broken, no_directory
 
 CONFIGURED_ROOT = "configured_pvc_path"
 """Name of the setting ``[finetune] pvc_path`` among the arguments."""
 
 _CONFIGURED = "[finetune] pvc_path"
-_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(@[^?]+)?(\?.*)?")
-_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv|parquet|gz)$")
 
 
 def root_of(documented: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
@@ -103,16 +100,10 @@ def _broken(name: str, place: str, config: Mapping[str, Any]) -> Broken | None:
 
 
 def _is_no_place(name: str, place: str) -> Broken | None:
-    if scheme(place) or place.startswith("/") or _is_hub_id(name, place):
+    if scheme(place) or place.startswith("/") or hub_name(place, HUB_KINDS[name]):
         return None
     rule = "it is neither an absolute path in the pod nor a URI nor a HuggingFace id"
     return rule, "Write e.g. /path, pvc://<claim>/<path>, s3://<bucket>/<path> or <organisation>/<name>"
-
-
-def _is_hub_id(name: str, place: str) -> bool:
-    # Old models are named without an organisation; "data/train.jsonl" is somebody's relative path.
-    fits = name != "dataset" or ("/" in place and not _DATA_FILE.search(place.partition("?")[0]))
-    return fits and _HUB_ID.fullmatch(place) is not None
 
 
 def _does_not_last(name: str, place: str, places: Places) -> Broken | None:

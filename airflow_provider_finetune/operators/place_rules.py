@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.uris import has_credential, is_remote, scheme, shown
+from airflow_provider_finetune.contract.uris import has_credential, hub_name, is_remote, scheme, shown
 
-READ = ("dataset", "training_base_model")
+HUB_KINDS = {"dataset": "dataset", "training_base_model": "model"}
+"""What of the HuggingFace hub an argument may name."""
+
+READ = tuple(HUB_KINDS)
 OUTPUTS = ("output_model", "output_metrics", "output_loss_chart")
 DIRECTORIES = ("pvc_path", "training_data_output_dir")
 """Where programs work: a store of objects cannot stand for them."""
@@ -102,11 +105,19 @@ def _form_is_wrong(place: str) -> Broken | None:
 
 
 def _cannot_be_read(name: str, place: str) -> Broken | None:
+    if scheme(place) == "hf" and hub_name(place, HUB_KINDS[name]) is None:
+        return (
+            f"it is not the name of a {HUB_KINDS[name]} on the HuggingFace hub",
+            "Write hf://<organisation>/<name>, and a revision behind it as @<revision>",
+        )
     rule = _NOT_READ[name].get(str(scheme(place)))
     cures = {
         "dataset": "Name a file, a directory, a URI such as s3://<bucket>/<path>, or a HuggingFace id",
         "training_base_model": "Name a HuggingFace id, a directory, or a URI such as s3://<bucket>/<path>",
     }
+    in_store = is_remote(place) and scheme(place) != "hf"
+    if name == "training_base_model" and in_store and re.search(r"[?#]", place):
+        rule = rule or "a model in a store has neither query nor fragment"
     return (rule, cures[name]) if rule else None
 
 

@@ -11,14 +11,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
-from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.contract.spec import SCRATCH_DIRECTORY, TrainingSpec
 from airflow_provider_finetune.launchers.identity import (
     TaskInstance,
     identity_annotations,
     identity_labels,
     job_name,
 )
-from airflow_provider_finetune.launchers.places import SCRATCH_DIRECTORY, Places
+from airflow_provider_finetune.launchers.places import Places
 from airflow_provider_finetune.launchers.trainjob import JobRequest
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import given, places_of, root_of

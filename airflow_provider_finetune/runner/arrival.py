@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_finetune.runner.storage.models import paths
+
 _NO_PART_OF_A_MODEL = frozenset({"training_args.bin", "training_metrics.jsonl"})
 _NAMES = {"F16": "float16", "BF16": "bfloat16"}
 """What safetensors calls a dtype, and torch."""
@@ -21,12 +23,14 @@ def collect(source: Path, target: Path) -> None:
     :param target: a new directory.
     """
     target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_file() and entry.name not in _NO_PART_OF_A_MODEL:
+    for path in paths(source):
+        if path.is_file() and path.name not in _NO_PART_OF_A_MODEL:
+            place = target / path.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
             try:
-                os.link(entry, target / entry.name)
+                os.link(path, place)
             except OSError:
-                shutil.copy2(entry, target / entry.name)
+                shutil.copy2(path, place)
 
 
 def name_base_model(adapter: Path, path: str, reference: str, revision: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -185,15 +187,16 @@ def _forget_credentials(spec: TrainingSpec, work_dir: WorkDir, log: RunLog) -> N
 def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Series, log: RunLog) -> Outcome:
     """Add metrics, curve and chart to ``outcome`` and write them; those of a failed training stay where it worked.
 
-    What goes wrong here is said, and spoils neither a model nor the reason why there is none.
+    What goes wrong with one of them is said, and spoils neither the others nor the reason why there is no model.
     """
     outcome = replace(outcome, metrics={**series.summary(), **outcome.metrics}, loss_curve=series.curve())
     published = outcome.status == "succeeded"
-    try:
+    with _failure_said("metrics", log):
         metrics = Outcome(status=outcome.status, metrics=outcome.metrics, loss_curve=outcome.loss_curve).to_json()
         storage.put_text(metrics, work_dir.metrics)
         if spec.output_metrics and published:
             storage.output_place(spec.output_metrics, "output_metrics", "metrics.json").put_text(metrics)
+    with _failure_said("loss chart", log):
         page = render_chart(
             series,
             title=f"Training loss: {storage.shown(spec.base_model)}",
@@ -201,13 +204,20 @@ def _draw(outcome: Outcome, spec: TrainingSpec, work_dir: WorkDir, series: Serie
         )
         chart = storage.place(str(work_dir.chart), "output_loss_chart", spec.mounts)
         chart.put_text(page)
+        outcome = replace(outcome, loss_chart=chart.uri)
         if spec.output_loss_chart and published:
             chart = storage.output_place(spec.output_loss_chart, "output_loss_chart", "loss.html", spec.mounts)
             chart.put_text(page)
+            outcome = replace(outcome, loss_chart=chart.uri)
+    return outcome
+
+
+@contextmanager
+def _failure_said(what: str, log: RunLog) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        log.say(f"Metrics or loss chart could not be written: {explain(error).message}", "warning")
-        return outcome
-    return replace(outcome, loss_chart=chart.uri)
+        log.say(f"The {what} could not be written: {explain(error).message}", "warning")
 
 
 def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_message: Path | None) -> int:

@@ -7,17 +7,15 @@ signatures.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, chain, is_disk_full
 from airflow_provider_finetune.runner.storage import put_text
-
-_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ class Repository:
         return replace(self, revision=commit)
 
 
-def is_id(name: str) -> bool:
-    """Say whether ``name`` has the form of a repository's id, perhaps with a revision: ``org/name@revision``."""
-    return bool(_ID.fullmatch(name.partition("@")[0]))
-
-
 def repository(kind: str, name: str, argument: str) -> Repository:
     """Read ``org/name@revision``, with or without ``hf://``.
 
@@ -61,14 +54,14 @@ def repository(kind: str, name: str, argument: str) -> Repository:
     :param argument: the operator's argument, for messages.
     :raises UserError: it has another form.
     """
-    identity, at, revision = name.removeprefix("hf://").removeprefix(f"{kind}s/").partition("@")
-    if not _ID.fullmatch(identity) or bool(at) != bool(revision):
+    found = hub_name(name, kind)
+    if found is None:
         raise UserError(
             f"{kind}_name_wrong",
             f"{argument}={name!r} is not the name of a {kind} on the HuggingFace hub",
             "Write organisation/name or hf://organisation/name, and a revision behind it as @revision",
         )
-    return Repository(kind, identity, revision or None, argument)
+    return Repository(kind, *found, argument)
 
 
 def ask(wanted: Repository) -> Any:
@@ -202,10 +195,10 @@ def _refused(wanted: Repository, kinds: set[str], status: int | None) -> RunFail
     if "OfflineModeIsEnabled" in kinds or (
         "LocalEntryNotFoundError" in kinds and status is None and "TransportError" not in kinds
     ):
+        cached = "this machine's cache does not hold it whole" if kind == "model" else "no cache is asked for data sets"
         return UserError(
             "hub_offline",
-            f"{wanted.argument}: {wanted} is on the HuggingFace hub, HF_HUB_OFFLINE forbids to ask it, and this "
-            "machine's cache does not hold it whole",
+            f"{wanted.argument}: {wanted} is on the HuggingFace hub, HF_HUB_OFFLINE forbids to ask it, and {cached}",
             f"Unset HF_HUB_OFFLINE, or name a local directory in {wanted.argument}",
         )
     if "GatedRepoError" in kinds or status == 403:

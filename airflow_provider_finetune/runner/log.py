@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from airflow_provider_finetune.contract.outcome import DATA_MARK
+
 
 class RunLog:
     """Lines for people, lines for programs, and the libraries' own output.
@@ -54,7 +56,7 @@ class RunLog:
         """Put text of the data into the task log: not into ``train.log``, whose end travels in a failure's outcome."""
         for line in text.splitlines():
             # Behind a bar no line can be taken for one of ours.
-            self._to_stdout(f"| {line}")
+            self._to_stdout(DATA_MARK + line)
 
     def machine(self, mark: str, content: Mapping[str, Any] | str) -> None:
         """Put one machine-readable line into the task log."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner import hub, oci, transfer
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.hub import Repository
@@ -59,7 +61,9 @@ def locate(base_model: str, *, scratch: Path, say: Say, trust_remote_code: bool 
     :raises RunFailed: its place cannot be reached.
     """
     kind = scheme(base_model)
-    if kind == "hf" or (kind is None and hub.is_id(base_model) and not local_path(base_model, _ARGUMENT).exists()):
+    if kind == "hf" or (
+        kind is None and hub_name(base_model, "model") and not local_path(base_model, _ARGUMENT).exists()
+    ):
         return _on_hub(hub.repository("model", base_model, _ARGUMENT), say, trust_remote_code)
     if kind == "oci":
         return _in_directory(oci.fetch_model(base_model, _ARGUMENT, scratch, say), base_model, base_model)
@@ -206,6 +210,13 @@ def _on_hub(asked: Repository, say: Say, trust_remote_code: bool) -> BaseModel:
 def _in_store(uri: str, directory: Path, say: Say, trust_remote_code: bool) -> BaseModel:
     from airflow_provider_finetune.runner.storage import fetch, shown, sizes
 
+    if re.search("[?#]", uri):
+        # What follows them may be a signature, which no adapter may name as its base model.
+        raise UserError(
+            "unsupported_uri",
+            f"{_ARGUMENT}={shown(uri)!r}: no '?' and no '#' may follow in the place of a model",
+            "Copy the model to a place without them in its name; credentials belong into secrets",
+        )
     there = sizes(uri, _ARGUMENT, what="model")
     _ensure_config(there, shown(uri))
     fetch(uri, _ARGUMENT, directory, say, what="model", wanted=lambda name: _is_small(name, trust_remote_code))

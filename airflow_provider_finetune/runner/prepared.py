@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_provider_finetune.runner.model import BaseModel
+from airflow_provider_finetune.runner.turns import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Prepared:
     """
 
     base: BaseModel
-    chat_template: str | None
+    chat_template: ChatTemplate
     keywords: dict[str, Any]
     device: str
     data: str

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.turns import ChatTemplate
 
 _ROWS_COMPARED = 4
 _TOKENS_READ = 128
@@ -40,7 +41,7 @@ class Likeness:
 
 
 def prove_adapter(
-    directory: Path, base_model: str, chat_template: str | None, *, trust_remote_code: bool = False
+    directory: Path, base_model: str, chat_template: ChatTemplate, *, trust_remote_code: bool = False
 ) -> None:
     """Make sure that a LoRA adapter can be loaded onto its base model by somebody else.
 
@@ -76,7 +77,9 @@ def prove_adapter(
         raise _broken(directory, "its chat template is not the one that was trained with")
 
 
-def prove_full(directory: Path, base_model: str, chat_template: str | None, *, trust_remote_code: bool = False) -> None:
+def prove_full(
+    directory: Path, base_model: str, chat_template: ChatTemplate, *, trust_remote_code: bool = False
+) -> None:
     """Make sure that a model of all weights can be loaded by somebody else, and that it has learned something.
 
     :param directory: the model as it is to be published.
@@ -99,7 +102,7 @@ def prove_merged(
     directory: Path,
     adapter: Path,
     base_model: str,
-    chat_template: str | None,
+    chat_template: ChatTemplate,
     rows: Sequence[Sequence[int]],
     *,
     trust_remote_code: bool = False,
@@ -159,7 +162,7 @@ def rows_to_compare(data: Path, tokenizer: Path) -> list[list[int]]:
     return [encode(text)["input_ids"][:_TOKENS_READ] for text in texts]
 
 
-def _load_proven(directory: Path, base_model: str, chat_template: str | None, trust_remote_code: bool) -> Any:
+def _load_proven(directory: Path, base_model: str, chat_template: ChatTemplate, trust_remote_code: bool) -> Any:
     """Load a whole model whose weights are finite and which has its base model's architecture, words and template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

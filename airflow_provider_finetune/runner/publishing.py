@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.contract.spec import SCRATCH_DIRECTORY, TrainingSpec
 from airflow_provider_finetune.runner import arrival, forecast, memory, merging, proof, storage
 from airflow_provider_finetune.runner.algorithms import trusts_remote_code
 from airflow_provider_finetune.runner.events import Events
@@ -17,6 +20,9 @@ from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.storage import Place
 from airflow_provider_finetune.runner.workdir import WorkDir
 
+_PAUSES = (10.0, 30.0, 90.0, 270.0)
+"""Seconds between two tries to publish: most stores are back after some minutes, and a model may have cost days."""
+
 
 def targets(spec: TrainingSpec, model: Path) -> dict[str, Place]:
     """Return where which kind of model is published.
@@ -25,11 +31,15 @@ def targets(spec: TrainingSpec, model: Path) -> dict[str, Place]:
     :param model: the place where the spec names none.
     """
     place = storage.place(spec.output_model or str(model), "output_model", spec.mounts)
+    kinds = _kinds(spec)
+    return {kind: place if len(kinds) == 1 else place.child(kind) for kind in kinds}
+
+
+def _kinds(spec: TrainingSpec) -> tuple[str, ...]:
+    """Return which kinds of model are published, last the one that is the run's model."""
     if spec.algorithm != "lora_sft":
-        return {"full": place}
-    if spec.output_kind == "both":
-        return {kind: place.child(kind) for kind in ("adapter", "merged")}
-    return {spec.output_kind: place}
+        return ("full",)
+    return ("adapter", "merged") if spec.output_kind == "both" else (spec.output_kind,)
 
 
 def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:
@@ -58,15 +68,35 @@ def publish(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: E
     arrival.collect(found, arrived)
     prove = _prove_lora if spec.algorithm == "lora_sft" else _prove_full
     proven = prove(spec, arrived, prepared, events)
-    places = targets(spec, work_dir.model)
-    for kind, place in places.items():
-        place.put_model(proven[kind], events.say)
+    places = {kind: _put(kind, proven[kind], spec, work_dir, events) for kind in _kinds(spec)}
     for directory in proven.values():
         shutil.rmtree(directory, ignore_errors=True)
     *beside, (kind, place) = places.items()
     events.report(model_uri=place.uri, model_path=str(place.path) if place.path else None, model_kind=kind)
     for _, adapter in beside:
         events.report(adapter_uri=adapter.uri)
+
+
+def _put(kind: str, directory: Path, spec: TrainingSpec, work_dir: WorkDir, events: Events) -> Place:
+    """Put a model in its place, and try again after a while where that cannot be reached."""
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            # Made anew each time: where it has a connection, that may be what has broken.
+            place = targets(spec, work_dir.model)[kind]
+            place.put_model(directory, events.say)
+            return place
+        except RunFailed as failed:
+            pause = next(pauses, None) if failed.failure.cause == "output_unreachable" else None
+            if pause is None:
+                if not directory.is_relative_to(SCRATCH_DIRECTORY):
+                    cure = f"{failed.failure.cure}. The model is whole in {directory}"
+                    failed.failure = replace(failed.failure, cure=cure)
+                raise
+            # Not all at once, where a store has failed many trainings.
+            seconds = pause * random.uniform(1, 1.5)
+            events.warn(f"{failed.failure.message}. It is published again in {seconds:.0f} s")
+        time.sleep(seconds)
 
 
 def _prove_full(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:

@@ -64,6 +64,14 @@ class Report:
         """Tokens of one epoch; of a sample the number to expect."""
         return self._of_all(self.tokenised.tokens)
 
+    @property
+    def reasons(self) -> Dropped:
+        """Why rows are not trained on, whether data or tokens tell."""
+        joined = Dropped()
+        for found in (self.structure.dropped, self.tokenised.dropped):
+            joined.absorb(found)
+        return joined
+
     def _of_all(self, count: int) -> int:
         return round(count * self.structure.usable / max(self.tokenised.seen, 1))
 
@@ -79,8 +87,8 @@ class Report:
         return {
             **data.summary(),
             "rows_used": self.rows,
-            "rows_dropped": {**data.dropped.rows, **tokenised.dropped.rows},
-            "dropped_lines": {**data.dropped.lines, **tokenised.dropped.lines},
+            "rows_dropped": self.reasons.rows,
+            "dropped_lines": self.reasons.lines,
             "sample": tokenised.seen if self.sampled else "all",
             **tokenised.summary(),
             "tokens": self.tokens,
@@ -156,14 +164,11 @@ def tell_tokens(report: Report, max_seq_len: int, max_dropped: float, events: Ev
         )
     if tokenised.dropped.total:
         events.warn(f"not trained on{of_sample and f',{of_sample}'}: {tokenised.dropped.describe()}")
-        reasons = Dropped(
-            {**data.dropped.rows, **tokenised.dropped.rows}, {**data.dropped.lines, **tokenised.dropped.lines}
-        )
         judged = f", judged by {_counted(tokenised.seen, 'row')} drawn evenly" if report.sampled else ""
         # What a sample shows just above the limit may be below it in all rows, which a training looks at next.
         limit = _CLEARLY * max_dropped if report.sampled else max_dropped
         if report.dropped > limit * data.rows:
-            raise _too_many(report.dropped, data.rows, reasons, max_dropped, judged)
+            raise _too_many(report.dropped, data.rows, report.reasons, max_dropped, judged)
 
 
 _CLEARLY = 1.5

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 Span = tuple[int, int]
+ChatTemplate = str | dict[str, str] | None
+"""What a tokenizer has as such: one, several by name of which ``default`` renders chats, or none."""
 
 _STAND_IN = "\ue000finetune\ue000"
 """Takes the place of a message's text, to find what a chat template puts around it."""

@@ -135,7 +135,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends():
 
 LONG_FIELDS = {
     "loss_curve": [[float(step), 0.123456789] for step in range(1000)],
-    "dataset": {"sha256": "x" * 2000, "path": "/data/" + "x" * 3000},
+    "dataset": {"sha256": "x" * 64, "path": "/data/" + "x" * 5000},
     "versions": {f"package-{number}": "1.0.0" for number in range(400)},
 }
 
@@ -144,7 +144,8 @@ def test_curve_data_set_and_versions_go_before_metrics_and_addresses():
     document = small(replace(OUTCOME, **LONG_FIELDS))  # type: ignore[arg-type]
     kept = ("status", "model_uri", "model_path", "model_kind", "metrics", "loss_chart", "work_dir", "spec_hash")
     assert {name: document[name] for name in kept} == {name: GOLDEN[name] for name in kept}
-    assert not LONG_FIELDS.keys() & document.keys()
+    assert document["dataset"] == {"sha256": "x" * 64}
+    assert not document.keys() & {"loss_curve", "versions"}
 
 
 def test_metrics_go_before_the_model():
@@ -161,6 +162,34 @@ def test_a_long_log_loses_its_oldest_lines_and_the_failure_is_whole():
     assert len(kept) > 20
     assert document["failure"] == {name: value for name, value in GOLDEN_FAILURE.items() if name != "log_tail"}
     assert document["metrics"] == {"steps": 3}
+
+
+DATASET = {
+    "name": "/data/train.jsonl",
+    "sha256": "0" * 64,
+    "identity": {"revision": "1a2b3c4"},
+    "rows": 9000,
+    "rows_dropped": {"it is not UTF-8": 900},
+    "dropped_lines": {f"reason {number}": [str(line) for line in range(20)] for number in range(10)},
+    "repeated_lines": [f"a-part-of-the-data.jsonl:{line}" for line in range(20)],
+    "rows_used": 8100,
+    "columns_left_out": [f"column {number}" for number in range(50)],
+}
+
+
+def test_places_of_rows_go_before_the_data_are_unknown_and_the_last_lines_of_the_log_before_both():
+    lines = [f"line {number} " + "x" * 200 for number in range(40)]
+    outcome = Outcome(status="failed", failure=replace(FAILURE, log_tail=lines), dataset=DATASET, versions={"x": "1"})
+    document = small(outcome)
+    assert document["dataset"] == DATASET, "the log is long, and what came first in it matters least"
+    assert document["failure"]["log_tail"] == lines[-len(document["failure"]["log_tail"]) :]
+    longer = replace(FAILURE, log_tail=["x" * 450 for _ in range(40)])
+    document = small(replace(outcome, failure=longer, work_dir="/" + "w" * 400))
+    assert len(document["failure"]["log_tail"]) == 5
+    assert document["dataset"] == {name: it for name, it in DATASET.items() if not name.endswith("_lines")}
+    document = small(replace(outcome, failure=longer, work_dir="/" + "w" * 3400))
+    assert document["dataset"].keys() == {"sha256", "identity", "rows"}
+    assert not document["failure"]["log_tail"]
 
 
 def test_a_long_failure_is_cut_and_keeps_class_cause_and_the_metrics():

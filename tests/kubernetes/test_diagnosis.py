@@ -182,6 +182,14 @@ def test_the_last_words_of_a_program_that_left_no_outcome_are_kept() -> None:
     assert "ValueError: no" in failure.message
 
 
+def test_samples_of_the_data_are_no_last_words() -> None:
+    rest = "of a sample, which the kubelet has cut " + "x" * 2048
+    for words in ("Traceback\n| SECRET\n| ", f"SECRET {rest}\nTraceback\n| SECRET"):
+        failure = why_failed(job_state(FAILED), [pod_state(pod("x", terminated(1, words)))])
+        assert failure.log_tail == ["Traceback"]
+        assert "its last line: Traceback" in failure.message
+
+
 @pytest.mark.parametrize(
     ("ended", "words", "status", "cause"),
     [

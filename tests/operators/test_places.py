@@ -40,7 +40,7 @@ def said(**places: Any) -> list[str]:
         "s3+custom://bucket/rows",
         "org/data@main?config=en&split=train",
         "hf://org/data@main?config=en&split=train",
-        "hf://data@main",
+        "hf://datasets/org/data",
     ],
 )
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -78,6 +78,14 @@ def test_results_go_everywhere_that_is_written(launcher: str, place: str):
         ("output_model", "s3://bucket/model?versionId=1", "a result has neither query nor fragment"),
         ("dataset", "oci://registry/data", "an image holds no rows"),
         ("training_base_model", "https://host/model", "a web server does not list them. Name a HuggingFace id"),
+        (
+            "dataset",
+            "hf://data@main",
+            "not the name of a dataset on the HuggingFace hub. Write hf://<organisation>/<name>",
+        ),
+        ("training_base_model", "hf://gpt2", "it is not the name of a model on the HuggingFace hub"),
+        ("training_base_model", "hf://org/model?revision=v1", "and a revision behind it as @<revision>"),
+        ("training_base_model", "s3://bucket/base#2", "a model in a store has neither query nor fragment"),
         ("pvc_path", "s3://bucket/runs", "the training works in it, so it must be a directory"),
         ("dataset", "s3 ://bucket/x", "'s3 ' is no scheme. A scheme is a word in lower case"),
         ("dataset", "simplecache::s3://bucket/x", "'simplecache::s3' is no scheme"),
@@ -143,6 +151,8 @@ def test_what_gives_access_is_found_as_it_stands_and_as_it_is_read():
         "aaaaaaaa=",
     }
     assert secrets_in("https://user:p%40ssword1@host/x") == {"p%40ssword1", "p@ssword1"}
+    short = "https://host/x?key=aaaaaaaa&auth=bbbbbbbb&CODE=cccccccc&sas=dddddddd&keyword=eeeeeeee&postcode=ffffffff"
+    assert secrets_in(short) == {"aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"}
     assert secrets_in("org/data?config=token&split=train") == set()
 
 

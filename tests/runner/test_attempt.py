@@ -144,11 +144,23 @@ def test_those_of_a_failed_training_stay_in_the_work_directory_and_say_so(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_metrics_that_cannot_be_written_are_a_warning_and_unmake_no_model(
+def test_metrics_that_cannot_be_written_are_a_warning_and_unmake_neither_chart_nor_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    outcome = drawn(tmp_path, "succeeded", output_metrics=str(tmp_path / "file" / "out"))
-    assert (outcome.status, outcome.model_uri, outcome.loss_chart) == ("succeeded", "file:///m", None)
+    outcome = drawn(
+        tmp_path, "succeeded", output_metrics=str(tmp_path / "file" / "out"), output_loss_chart=str(tmp_path / "c.html")
+    )
+    assert (outcome.status, outcome.model_uri) == ("succeeded", "file:///m")
+    assert outcome.loss_chart == (tmp_path / "c.html").as_uri()
     assert outcome.metrics["loss"] == 1.0
-    assert "warning: Metrics or loss chart could not be written" in capsys.readouterr().out
+    assert "warning: The metrics could not be written" in capsys.readouterr().out
+
+
+def test_a_chart_that_cannot_be_published_is_found_in_the_work_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    outcome = drawn(tmp_path, "succeeded", output_loss_chart=str(tmp_path / "file" / "out"))
+    assert outcome.loss_chart == (tmp_path / "1" / "loss.html").as_uri()
+    assert "warning: The loss chart could not be written" in capsys.readouterr().out

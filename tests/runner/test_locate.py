@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,12 +49,26 @@ def test_a_format_is_told_by_the_suffix(tmp_path: Path, name: str, format_: str)
     assert source.name == str(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [b'{"text": "t"}\n{"text": "t"}', b'\xef\xbb\xbf\n {"text": "t"}'])
+@pytest.mark.parametrize(
+    "content", [b'{"text": "t"}\n{"text": "t"}', b'{"text": "' + b"t" * 9000 + b'"}\n', b'\xef\xbb\xbf\n {"text": "t"}']
+)
 def test_a_json_file_with_a_row_a_line_is_read_as_one(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.json").write_bytes(content)
     (tmp_path / "rows.json.gz").write_bytes(gzip.compress(content))
     assert find(tmp_path / "rows.json").format == "jsonl"
     assert find(tmp_path / "rows.json.gz").format == "jsonl"
+
+
+@pytest.mark.parametrize("document", [{"messages": []}, {"data": [{"text": "t"}, {"text": "t"}]}])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_json_file_that_is_one_object_is_told_as_such(tmp_path: Path, document: object, pack: Any) -> None:
+    name = "rows.json" if pack is bytes else "rows.json.gz"
+    write(tmp_path, "other.json")
+    (tmp_path / name).write_bytes(pack(json.dumps(document, indent=2).encode()))
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=f"{name} is one JSON object over several lines") as raised:
+            find(place)
+        assert raised.value.failure.cause == "dataset_format"
 
 
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:

@@ -198,6 +198,9 @@ def test_the_outcome_has_it_all_and_is_json() -> None:
     assert summary["end_of_turn"] == "<|im_end|>"
     assert summary["identity"] == {"revision": "1a2b3c4"}
     assert Report(data(10), tokens(10)).summary()["sample"] == "all"
+    many = {f"reason {number}": 1 for number in range(30)}
+    both = Report(data(100, dropped=dropped(**many)), tokens(40, dropped=dropped(**many, odd=1))).summary()
+    assert sum(both["rows_dropped"].values()) == 61, "also where both have more reasons than are told apart"
     whole = Report(data(10), tokens(10)).summary(trained_whole=True)
     assert (whole["loss_on"], whole["trained_share"], whole["trained_tokens"]) == ("all", 1.0, None)
 

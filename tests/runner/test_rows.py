@@ -227,6 +227,17 @@ def test_many_places_of_one_reason_are_named_in_part() -> None:
     assert len(dropped.lines["it is not UTF-8"]) == counts.LINES_KEPT
 
 
+def test_of_many_reasons_and_columns_some_are_told_apart_and_every_row_is_counted(tmp_path: Path) -> None:
+    cells = b"".join(b"q,a" + b",x" * number + b"\n" for number in range(100))
+    found = read(tmp_path, b"prompt,completion\n" + cells, suffix="csv")
+    assert (found.rows, found.usable, found.dropped.total) == (100, 1, 99)
+    assert len(found.dropped.rows) == counts.REASONS_KEPT + 1
+    assert found.dropped.rows["other reasons"] == 99 - counts.REASONS_KEPT
+    assert found.dropped.lines["other reasons"][0] == str(counts.REASONS_KEPT + 3)
+    wide: dict[str, Any] = {f"column {number}": number for number in range(100)}
+    assert len(read(tmp_path, lines(chat("q", **wide))).columns_left_out) < 50
+
+
 @pytest.mark.parametrize(
     ("suffix", "content", "cause", "said"),
     [

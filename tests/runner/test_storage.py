@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -132,7 +134,16 @@ def _models_below_a_model(target: Path) -> None:
         (target / entry.name).write_bytes(entry.read_bytes())
 
 
-@pytest.mark.parametrize("fill", [_notes, _config_of_another_program, _models_below_a_model])
+def _more_than_templates_beside_a_model(target: Path) -> None:
+    _models_below_a_model(target)
+    shutil.rmtree(target / "another")
+    (target / "additional_chat_templates").mkdir()
+    (target / "additional_chat_templates" / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "fill", [_notes, _config_of_another_program, _models_below_a_model, _more_than_templates_beside_a_model]
+)
 def test_a_directory_that_holds_something_else_than_a_model_is_left_alone(tmp_path: Path, fill: object) -> None:
     target = tmp_path / "mine"
     target.mkdir()
@@ -154,6 +165,14 @@ def test_an_empty_directory_may_be_filled(tmp_path: Path) -> None:
 def test_the_root_of_the_file_system_is_no_place_for_a_model(place: str) -> None:
     with pytest.raises(UserError, match="'/'"):
         storage.ensure_replaceable(Path(place))
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="this machine mounts nothing there")
+def test_a_mounted_disk_is_no_place_for_a_model_and_a_directory_on_it_is() -> None:
+    with pytest.raises(UserError, match="/dev/shm is where a disk or volume is mounted") as raised:
+        storage.ensure_replaceable(Path("/dev/shm"))
+    assert "/dev/shm/model" in raised.value.failure.cure
+    storage.ensure_replaceable(Path("/dev/shm/model-of-nobody"))
 
 
 def test_a_file_is_no_place_for_a_model(tmp_path: Path) -> None:

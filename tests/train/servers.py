@@ -8,9 +8,10 @@ import ssl
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -84,6 +85,24 @@ def status(code: int, body: str = "", **headers: object) -> Answer:
     def answer(request: Request) -> None:
         request.head(code, Content_Length=len(body), **headers)
         request.send(body.encode())
+
+    return answer
+
+
+def forwarded(to: str, refuses: Callable[[Request], bool]) -> Answer:
+    """Answer as the server at ``to`` does, and 503 where ``refuses``."""
+
+    def answer(request: Request) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        if refuses(request):
+            status(503)(request)
+            return
+        with closing(HTTPConnection(to.removeprefix("http://"))) as connection:
+            connection.request(request.command, request.path, body, dict(request.headers))
+            answered = connection.getresponse()
+            headers = {name: it for name, it in answered.getheaders() if name not in ("Connection", "Date", "Server")}
+            request.head(answered.status, **headers)
+            request.send(answered.read())
 
     return answer
 

@@ -196,6 +196,30 @@ def test_what_datasets_has_saved_is_read_and_train_taken(tmp_path: Path) -> None
     assert raised.value.failure.cause == "dataset_broken"
 
 
+def test_all_splits_that_are_taken_are_read_one_after_the_other(tmp_path: Path) -> None:
+    parts = {
+        f"train_{name}": datasets.Dataset.from_list(CHATS[begin : begin + 50]) for name, begin in (("a", 0), ("b", 50))
+    }
+    test = datasets.Dataset.from_list(CHATS[:1])
+    datasets.DatasetDict(**parts, test=test).save_to_disk(str(tmp_path / "several"))
+    found = read(tmp_path / "several")
+    assert (found.rows, found.usable, found.identity) == (100, 80, {"split": "train_a+train_b"})
+    assert contents(found) == [[m["content"] for m in row["messages"]] for row in CHATS if row["n"] % 5]
+    assert read(tmp_path / "several" / "train_b").rows == 50
+
+
+def test_splits_that_cannot_be_read_as_one_are_to_be_named_by_their_directory(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(CHATS[1:3])
+    other = data.map(lambda row: {"messages": "no list"})
+    for number, parts in enumerate([{"train_a": data, "train_b": other}, {"test": data, "validation": data}]):
+        directory = tmp_path / str(number)
+        datasets.DatasetDict(**parts).save_to_disk(str(directory))
+        with pytest.raises(UserError, match=", ".join(parts)) as raised:
+            read(directory)
+        assert raised.value.failure.cause == "dataset_split_unknown"
+        assert f"{directory}/<split>" in raised.value.failure.cure
+
+
 def test_duplicates_among_many_rows_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = array("q", (random.Random(1).randrange(-500, 500) for _ in range(3000)))
     few = counts._repeated(hashes)

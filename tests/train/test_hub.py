@@ -232,6 +232,17 @@ configs:
 """
 
 
+TYPED = b"""---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: score
+    dtype: int64
+---
+"""
+
+
 def parquet(*rows: dict[str, Any]) -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -267,7 +278,13 @@ def test_what_a_data_set_can_lack_is_named(hub: Hub, ask: Ask) -> None:
     lacking = ["dataset_missing", "dataset_gated", "dataset_unreadable", "dataset_unreadable", "dataset_name_wrong"]
     assert [cause(answer) for answer in refused] == lacking
     assert cause(cut, "infrastructure") == "download_cut_off"
-    assert cause(ask({"dataset": "org/chat"}, HF_HUB_OFFLINE="1")) == "hub_offline"
+    hub.dataset("org/typed", {"README.md": TYPED, "train.csv": b"text,score\nt,1\nt,secret of a row\n"})
+    typed = ask({"dataset": "org/typed"})
+    assert cause(typed) == "dataset_unreadable"
+    assert "secret" not in str(typed["failure"]), typed
+    offline = ask({"dataset": "org/chat"}, HF_HUB_OFFLINE="1")
+    assert cause(offline) == "hub_offline"
+    assert "no cache is asked for data sets" in offline["failure"]["message"]
     assert ask({"dataset": "org/gated"}, HF_TOKEN=TOKEN)["rows"] == ROWS[:5]
 
 

@@ -17,6 +17,7 @@ import pytest
 from airflow_provider_finetune.runner import model, storage
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.model import BaseModel
+from tests.train.servers import S3
 
 Damage = Callable[[Path], object]
 
@@ -221,3 +222,15 @@ def test_a_store_without_weights_is_refused_before_anything_large_comes(
     (store / "model.safetensors").unlink()
     with pytest.raises(RunFailed, match="s3://bucket/model has no weights"):
         locate("s3://bucket/model")
+
+
+@pytest.mark.parametrize("mark", ["#", "?"])
+def test_a_store_is_not_asked_for_a_model_that_an_adapter_could_not_name(
+    locate: Callable[..., BaseModel], directory: Path, s3: S3, said: list[str], mark: str
+) -> None:
+    for file in directory.iterdir():
+        s3.put(f"models/base/{file.name}", b"another")
+        s3.put(f"models/base{mark}2/{file.name}", file.read_bytes())
+    with pytest.raises(UserError, match="may follow in the place of a model") as caught:
+        model.fetch_weights(locate(f"{s3.url}/models/base{mark}2"), said.append)
+    assert caught.value.failure.cause == "unsupported_uri"

@@ -103,6 +103,7 @@ def test_a_part_of_several_megabytes_arrives_whole(s3: S3, place: storage.Place,
         ["notes.txt"],
         ["config.json"],
         ["config.json", "model.safetensors", "deep/config.json"],
+        ["config.json", "model.safetensors", "additional_chat_templates/notes.txt"],
         ["other/config.json", "other/model.safetensors"],
         [".finetune-arriving", "notes.txt"],
     ],
@@ -127,11 +128,23 @@ def test_neighbours_with_the_same_beginning_are_somebody_elses(s3: S3, place: st
     assert len(s3.names()) == len(neighbours) + len(ADAPTER)
 
 
-@pytest.mark.parametrize("needed", ["s3://a-bucket/models/m", "s3://a-bucket/models/m/rows.jsonl"])
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "s3://a-bucket/models/m",
+        "s3://a-bucket/models/m/rows.jsonl",
+        "s3a://a-bucket/models/m/",
+        "S3://a-bucket/models/m",
+    ],
+)
 def test_the_base_model_and_the_data_are_never_replaced_by_the_model_trained_with_them(
     place: storage.Place, needed: str
 ) -> None:
-    failure = refused(lambda: place.ensure_replaceable(["/local", "org/model", "s3://a-bucket/models", needed]))
+    failure = refused(
+        lambda: place.ensure_replaceable(
+            ["/local", "org/model", "gs://a-bucket/models/m", "s3://a-bucket/models", needed]
+        )
+    )
     assert failure.cause == "output_in_use"
     assert needed in failure.message
 
@@ -169,7 +182,12 @@ def test_who_may_not_delete_can_publish_once_and_is_told(
         place.ensure_replaceable()
         place.ensure_writable(said.append)
     assert "nothing can be removed from s3://a-bucket/models/m" in said[0]
-    assert place.holds_model() is False
+    place.put_model(adapter, said.append)
+    assert "s3://a-bucket/models/m cannot be cleared" in said[-1]
+    assert "The model there is whole" in said[-1]
+    assert place.holds_model()
+    failure = refused(lambda: place.ensure_writable(quiet))
+    assert "can be written but not removed, so not be replaced" in failure.message, "once, and no second time"
 
 
 def test_an_earlier_model_that_could_not_be_removed_is_said_before_training(
@@ -214,7 +232,6 @@ def test_of_two_that_publish_at_once_one_model_is_there_and_the_other_run_says_s
     monkeypatch.setattr(storage.RemotePlace, "_upload", upload_while_another_does)
     failure = refused(lambda: place.put_model(adapter, quiet))
     assert (failure.failure_class, failure.cause) == ("infrastructure", "upload_torn")
-    assert str(adapter) in failure.cure
     assert s3.names() == [f"models/m/{name}" for name in sorted(FULL)]
     assert place.holds_model()
 
@@ -273,9 +290,20 @@ def test_a_place_that_no_result_can_go_to_is_refused(uri: str, cause: str, said:
 def test_a_store_with_directories_has_them_made(tmp_path: Path) -> None:
     place = storage.place(f"local://{tmp_path}/deep/models/m", "output_model")
     place.ensure_writable(quiet)
+    template = "additional_chat_templates/tool_use.jinja"
     for number in range(2):
-        place.put_model(save(tmp_path / str(number), ADAPTER), quiet)
-    assert sorted(entry.name for entry in (tmp_path / "deep" / "models" / "m").iterdir()) == sorted(ADAPTER)
+        model = save(tmp_path / str(number), ADAPTER)
+        save(model / "additional_chat_templates", {"tool_use.jinja": ""})
+        place.put_model(model, quiet)
+    there = [path for path in (tmp_path / "deep" / "models" / "m").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "deep/models/m").as_posix() for path in there} == {*ADAPTER, template}
+
+
+def test_a_file_of_a_store_with_directories_is_replaced_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    place = storage.output_place(f"local://{tmp_path}/out/m.json", "output_metrics", "metrics.json")
+    for text in ("old", "new"):
+        place.put_text(text)
+        assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"m.json": text}
 
 
 def test_a_lost_outcome_is_found_again_when_its_model_is_still_there(

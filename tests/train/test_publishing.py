@@ -1,7 +1,9 @@
 """What is published of a training: which kinds of model, where, and in which form.
 
 * LoRA: the adapter, the merged model or both; an adapter names the base model as the user did
+* all chat templates of a model that has several
 * full models: weights in the dtypes of the base model, shard by shard
+* a store that is away for a while; where the model is when it cannot be put into its place
 * a fault on the way leaves the place as it was
 """
 
@@ -19,7 +21,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import arrival, merging, publishing
@@ -27,8 +29,10 @@ from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.prepared import Prepared
+from airflow_provider_finetune.runner.turns import ChatTemplate
 from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.conftest import RunRunner, chat, write_rows
+from tests.train.servers import S3, Request, Web, forwarded
 from tests.train.test_merging import save_adapter
 from tests.train.tiny_model import CHATML, save_tiny_model
 
@@ -124,6 +128,94 @@ def test_a_published_adapter_finds_a_base_model_that_is_a_path(
         )
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.peft_config["default"].base_model_name_or_path == str(named)
+
+
+@pytest.mark.parametrize("output_kind", ["adapter", "merged"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_model_with_several_chat_templates_keeps_them_and_may_be_replaced(
+    lora: TrainingSpec, work_dir: WorkDir, prepared: Prepared, s3: S3, remote: bool, output_kind: str
+) -> None:
+    templates: ChatTemplate = {"default": CHATML, "tool_use": "{{ tools }}"}
+    for directory in (Path(prepared.base.path), work_dir.checkpoints):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer.chat_template = templates
+        tokenizer.save_pretrained(directory)
+    lora = replace(lora, output_kind=output_kind, output_model=f"{s3.url}/m" if remote else lora.output_model)
+    for _ in range(2):
+        with told() as (events, _messages):
+            publishing.publish(lora, work_dir, replace(prepared, chat_template=templates), events)
+    if remote:
+        assert s3.read("m/additional_chat_templates/tool_use.jinja") == b"{{ tools }}"
+    else:
+        assert AutoTokenizer.from_pretrained(lora.output_model).chat_template == templates
+
+
+def _publish_through(web: Web, s3: S3, monkeypatch: pytest.MonkeyPatch, failing: int) -> list[str]:
+    """Let so many uploads of the weights fail, and return those that were begun."""
+    begun: list[str] = []
+
+    def refuses(request: Request) -> bool:
+        if request.command == "PUT" and request.path.endswith("adapter_model.safetensors"):
+            begun.append(request.path)
+            return len(begun) <= failing
+        return False
+
+    web.answers["*"] = forwarded(s3.endpoint, refuses)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(publishing, "_PAUSES", (0.01, 0.01))
+    return begun
+
+
+def test_a_store_that_is_away_for_a_while_is_tried_again(
+    lora: TrainingSpec,
+    work_dir: WorkDir,
+    prepared: Prepared,
+    s3: S3,
+    web: Web,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = _publish_through(web, s3, monkeypatch, failing=2)
+    with told() as (events, messages):
+        publishing.publish(replace(lora, output_model=f"{s3.url}/m"), work_dir, prepared, events)
+    assert len(begun) == 3
+    assert facts(messages)["model_uri"] == f"{s3.url}/m"
+    assert "m/adapter_model.safetensors" in s3.names("m/")
+    said = [message["message"] for message in messages if message.get("level") == "warning"]
+    assert len(said) == 2
+    assert all("cannot be written: the server answers 503. It is published again in 0 s" in line for line in said)
+
+
+@pytest.mark.parametrize("in_scratch", [False, True])
+def test_a_store_that_stays_away_fails_the_run_and_the_model_is_named_where_it_stays(
+    lora: TrainingSpec,
+    work_dir: WorkDir,
+    prepared: Prepared,
+    s3: S3,
+    web: Web,
+    monkeypatch: pytest.MonkeyPatch,
+    in_scratch: bool,
+) -> None:
+    begun = _publish_through(web, s3, monkeypatch, failing=99)
+    if in_scratch:
+        monkeypatch.setattr(publishing, "SCRATCH_DIRECTORY", str(work_dir.path.parent))
+    with told() as (events, _), pytest.raises(RunFailed) as raised:
+        publishing.publish(replace(lora, output_model=f"{s3.url}/m"), work_dir, prepared, events)
+    assert len(begun) == 3
+    failure = raised.value.failure
+    assert (failure.failure_class, failure.cause) == ("infrastructure", "output_unreachable")
+    assert (work_dir.path / "proven" / "adapter_model.safetensors").is_file()
+    assert (f"The model is whole in {work_dir.path / 'proven'}" in failure.cure) != in_scratch
+
+
+def test_a_place_that_is_the_users_to_mend_is_tried_once(
+    lora: TrainingSpec, work_dir: WorkDir, prepared: Prepared, s3: S3
+) -> None:
+    s3.put("m/notes.txt", "mine")
+    with told() as (events, messages), pytest.raises(RunFailed, match="no model of its own") as raised:
+        publishing.publish(replace(lora, output_model=f"{s3.url}/m"), work_dir, prepared, events)
+    assert not [message for message in messages if message.get("level") == "warning"]
+    assert f"The model is whole in {work_dir.path / 'proven'}" in raised.value.failure.cure
 
 
 @pytest.mark.parametrize("kind", ["merged", "both"])

@@ -69,7 +69,7 @@ DROPPED: dict[str, tuple[bytes, str]] = {
     ),
     "picture": (
         turns(("user", [{"type": "image_url", "image_url": "a.png"}]), ("assistant", "A cat.")),
-        "a message has a part of type 'image_url'",
+        "a message has a part that is no text",
     ),
     "too long": (turns(QUESTION, ("assistant", "so " * 100)), "it is longer than training_max_seq_len=128"),
     "roles that do not alternate": (turns(QUESTION, QUESTION, ("assistant", "So.")), "roles must alternate"),

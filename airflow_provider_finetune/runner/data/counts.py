@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 LINES_KEPT = 20
 """How many places of a reason are kept: enough to find the pattern, small enough for the outcome."""
 
+REASONS_KEPT = 20
+"""How many reasons are kept apart: some name numbers of the row, and of a broken file each row has another."""
+
+OTHER_REASONS = "other reasons"
+
 _FEW = 100_000
 """Up to so many rows are compared by a set, which needs no NumPy: 10 MB at most."""
 
@@ -21,7 +26,10 @@ class Reason(str):
 
 @dataclass
 class Dropped:
-    """Rows that are not trained on, by reason: how many, and the first :data:`LINES_KEPT` places."""
+    """Rows that are not trained on, by reason: how many, and the first :data:`LINES_KEPT` places.
+
+    The first :data:`REASONS_KEPT` reasons are told apart, and all further ones are one.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=dict)
@@ -32,17 +40,19 @@ class Dropped:
         :param place: ``5`` for line 5, ``b.jsonl:5`` where there are several files, ``row 5`` where there are no lines.
         :param reason: in words that follow "this row is left out, since".
         """
-        self.rows[reason] = self.rows.get(reason, 0) + 1
-        lines = self.lines.setdefault(reason, [])
-        if len(lines) < LINES_KEPT:
-            lines.append(place)
+        self._count(reason, 1, [place])
 
     def absorb(self, others: Dropped) -> None:
         """Add rows that come later, or were dropped in a later step."""
         for reason, count in others.rows.items():
-            self.rows[reason] = self.rows.get(reason, 0) + count
-            lines = self.lines.setdefault(reason, [])
-            lines += others.lines[reason][: LINES_KEPT - len(lines)]
+            self._count(reason, count, others.lines[reason])
+
+    def _count(self, reason: str, count: int, places: list[str]) -> None:
+        if reason not in self.rows and len(self.rows) >= REASONS_KEPT:
+            reason = OTHER_REASONS
+        self.rows[reason] = self.rows.get(reason, 0) + count
+        lines = self.lines.setdefault(reason, [])
+        lines += places[: LINES_KEPT - len(lines)]
 
     @property
     def total(self) -> int:

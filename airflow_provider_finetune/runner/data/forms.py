@@ -10,7 +10,7 @@
 ``tokens``          ``input_ids`` and ``labels``: whole numbers, -100 in ``labels`` where a token is not trained
 =================== ==================================================================================================
 
-A reason may name keys and speakers of a row, never its text: reasons travel in the outcome.
+A reason may name the keys of a form, never what a row has there: reasons travel in the outcome, and are to be few.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ _SPEAKERS = {
     "model": "assistant",
     "system": "system",
 }
+
+_UNKNOWN_SPEAKER = Reason(f"a message is from none of {', '.join(_SPEAKERS)}")
+_NO_TEXT = Reason("a message has a part that is no text, and only parts of text can be used")
 
 
 def columns(form: str) -> tuple[str, ...]:
@@ -226,7 +229,7 @@ def _turn(message: Any) -> Message | Reason:
         return Reason("a message has no 'role'")
     role = _SPEAKERS.get(speaker.lower())
     if role is None:
-        return Reason(f"its speaker {speaker[:40]!r} is unknown")
+        return _UNKNOWN_SPEAKER
     text = _text(message.get("value"), "value")
     return text if isinstance(text, Reason) else {"role": role, "content": text}
 
@@ -239,9 +242,7 @@ def _text(content: Any, key: str) -> str | Reason:
         return Reason(f"a message has no text in '{key}'")
     texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            what = f"type {kind[:40]!r}" if isinstance(kind, str) else "no type"
-            return Reason(f"a message has a part of {what}, and only parts of text can be used")
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            return _NO_TEXT
         texts.append(part["text"])
     return "".join(texts)

@@ -116,10 +116,10 @@ def _reading(repository: Repository, read: Callable[..., Any], *arguments: Any) 
     try:
         return read(*arguments)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # By its name alone: what Arrow and pandas say quotes the cell that they could not read.
         unreadable = UserError(
             "dataset_unreadable",
-            f"{repository.argument}: the data set {repository.named} cannot be read: {reason}",
+            f"{repository.argument}: the data set {repository.named} cannot be read ({type(error).__name__})",
             "It must hold JSON, CSV, parquet or text files whose rows have the same columns; or prepare it in a task "
             "before this one",
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner.data import splits
 from airflow_provider_finetune.runner.data.files import Damaged, opened
 from airflow_provider_finetune.runner.data.source import Source
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 _KNOWN = f"{', '.join(_FORMATS)}, each also with .gz"
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?(\?.*)?")
 
 _OF_THE_LIBRARY = frozenset(["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"])
 """What ``datasets`` writes beside the rows."""
@@ -55,7 +53,7 @@ def locate(
             f"{argument}={dataset!r}: a claim is mounted by a launcher on a cluster, and this process has none mounted",
             "Name the path under which the volume is mounted here",
         )
-    if kind == "hf" or (kind is None and _HUB_ID.fullmatch(dataset) and not _is_local(dataset, argument)):
+    if kind == "hf" or (kind is None and hub_name(dataset, "dataset") and not local_path(dataset, argument).exists()):
         from airflow_provider_finetune.runner.data import hub
 
         return hub.dataset(dataset, argument=argument, say=say, trust_remote_code=trust_remote_code)
@@ -66,10 +64,6 @@ def locate(
     if path.is_dir():
         return _of_directory(path, name=str(path), argument=argument, say=say)
     return of_files([path], name=str(path), argument=argument, say=say)
-
-
-def _is_local(dataset: str, argument: str) -> bool:
-    return local_path(dataset, argument).exists() or _format(Path(dataset)) is not None
 
 
 def _fetched(dataset: str, argument: str, scratch: Path, say: Say) -> Source:
@@ -136,7 +130,7 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
     files = tuple(path for path in known if labels[path] in taken)
     for path in files:
         _ensure_readable(path, argument, name)
-    formats = {path: _format_of_content(path, argument) for path in files}
+    formats = {path: _format_of_content(path, f"{argument}={name!r}: {labels[path]}") for path in files}
     if len(set(formats.values())) > 1:
         examples = {kind: labels[path] for path, kind in reversed(formats.items())}
         listing = " and ".join(f"{kind} ({label})" for kind, label in sorted(examples.items()))
@@ -160,22 +154,31 @@ def _format(path: Path) -> str | None:
     return _FORMATS.get(Path(name).suffix)
 
 
-def _format_of_content(path: Path, argument: str) -> str:
+def _format_of_content(path: Path, where: str) -> str:
     """Return the format; a file named ``.json`` often holds a row a line."""
     kind = _format(path) or ""
     if kind != "json":
         return kind
     try:
         with opened(path) as (_, content):
-            first = (content.read(4096) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            head = (content.read(4096) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
     except Damaged:
         # Said when it is read, with how far it can be.
         return "json"
-    return "jsonl" if first == b"{" else "json"
+    if not head.startswith(b"{"):
+        return "json"
+    first_line, goes_on, _ = head.partition(b"\n")
+    if goes_on and not first_line.rstrip().endswith(b"}"):
+        raise UserError(
+            "dataset_format",
+            f"{where} is one JSON object over several lines, and neither an array of rows nor a row a line",
+            "Write its rows as an array, or each on a line of its own; of rows below a key write their list alone",
+        )
+    return "jsonl"
 
 
 def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
-    """Return what ``datasets.save_to_disk()`` has written; of several splits ``train``."""
+    """Return what ``datasets.save_to_disk()`` has written; of several splits those of ``train``, all of them."""
     import datasets
 
     try:
@@ -188,10 +191,24 @@ def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
         ) from error
     identity: dict[str, Any] = {}
     if isinstance(data, datasets.DatasetDict):
-        taken = splits.of_training(list(data), name, argument, say)
-        data, identity = data[taken[0]], {"split": taken[0]}
+        cure = f"Name the directory of the split to train on: {name.rstrip('/')}/<split>"
+        taken = splits.of_training(list(data), name, argument, say, cure)
+        data, identity = _joined(data, taken, f"{argument}={name!r}", cure), {"split": "+".join(taken)}
 
     def tables() -> Iterator[pyarrow.Table]:
         yield from data.with_format("arrow").iter(batch_size=_ROWS_OF_A_TABLE)
 
     return Source(name, "table", tables=tables, identity=identity)
+
+
+def _joined(data: Any, taken: Sequence[str], where: str, cure: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.concatenate_datasets([data[split] for split in taken])
+    except ValueError as error:
+        raise UserError(
+            "dataset_split_unknown",
+            f"{where} has the splits {', '.join(taken)} to train on, and columns of one name are of different types",
+            cure,
+        ) from error

@@ -169,8 +169,10 @@ class _Pass:
         found.empty_answers.absorb(part.empty_answers)
         self._content.extend(part.hashes, part.numbers, part.prefix)
         self._ids.extend(part.ids, part.id_numbers, part.prefix)
-        if len(self._columns) < _COLUMNS_KEPT:
-            self._columns |= part.columns
+        for name in part.columns:
+            if len(self._columns) == _COLUMNS_KEPT:
+                break
+            self._columns[name] = None
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             of_bytes = f", {part.done >> 20} of {self._size >> 20} MB" if self._size else ""

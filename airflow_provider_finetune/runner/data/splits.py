@@ -19,13 +19,20 @@ def split_of(label: str) -> str | None:
     return found[-1] if found else None
 
 
-def of_training(labels: Sequence[str], name: str, argument: str, say: Callable[[str], None]) -> list[str]:
+def of_training(
+    labels: Sequence[str],
+    name: str,
+    argument: str,
+    say: Callable[[str], None],
+    cure: str = "Name the file to train on",
+) -> list[str]:
     """Return the labels to train on: those of ``train``, else those that are of no split.
 
     :param labels: relative names of files, or names of splits.
     :param name: of the data set, for people.
     :param argument: the operator's argument, for messages.
     :param say: is told what is left out.
+    :param cure: how one of them is chosen.
     :raises UserError: there are several splits and none is ``train``.
     """
     split = {label: split_of(label) for label in labels}
@@ -37,7 +44,7 @@ def of_training(labels: Sequence[str], name: str, argument: str, say: Callable[[
         raise UserError(
             "dataset_split_unknown",
             f"{argument}={name!r} has the splits {', '.join(sorted(filter(None, found)))}, and no train",
-            "Name the file to train on",
+            cure,
         )
     taken = [label for label in labels if split[label] == wanted]
     others = [label for label in labels if split[label] != wanted]

@@ -74,16 +74,18 @@ class Place(Protocol):
         """
 
     def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
-        """Put the files of ``directory`` there, so that a reader sees an older model, none, or the whole new one.
+        """Put the files of ``directory`` there, so that who begins to read finds an older model, none or the new one.
 
-        :param directory: a model: files without directories.
+        Who has begun with an older one may go on with files of both.
+
+        :param directory: a model: files without directories but that of chat templates.
         :param say: takes the progress.
         :raises UserError: something else than a model lies there, and stays; or it cannot be written.
         :raises RunFailed: it cannot be reached, or something else has arrived than was sent.
         """
 
     def put_text(self, text: str) -> None:
-        """Write one file whole.
+        """Write one file, so that a reader sees an older one, none, or the whole new one.
 
         :param text: its content.
         :raises RunFailed: it cannot be written or reached.

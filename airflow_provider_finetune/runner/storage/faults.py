@@ -42,7 +42,19 @@ _TLS = Fault(
     "the TLS connection to it cannot be trusted",
     "Put the certificate of its authority into SSL_CERT_FILE (AWS_CA_BUNDLE for s3), or mend the server's",
 )
+_HOST_KEY = Fault(
+    "refused",
+    "its host key is not one that this machine knows it by",
+    "Put the key of that server into ~/.ssh/known_hosts where the training runs",
+)
+_SSH_USER = Fault(
+    "refused",
+    "it lets nobody in with the private keys of this machine",
+    "Put a key without a passphrase into ~/.ssh where the training runs, and name its user: sftp://<user>@<host>/<path>",
+)
 _TYPES = (
+    ("HostKey", _HOST_KEY),
+    (r"\bAuthenticationException\b", _SSH_USER),
     ("Credential", _NO_CREDENTIALS),
     ("Certificate|SSL", _TLS),
     ("Payload|IncompleteRead|ResponseStreaming", Fault("cut_off", "the connection ended in the middle")),

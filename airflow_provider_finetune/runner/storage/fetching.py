@@ -77,7 +77,7 @@ class _Source:
     def __init__(self, uri: str, argument: str, what: str) -> None:
         self.name = shown(uri)
         self._argument, self._what = argument, what
-        self.store, self.path = connect(uri, argument)
+        self.store, self.path = connect(uri, argument, self.failure)
         self._keys: dict[str, str] = {}
 
     def failure(self, fault: Fault) -> RunFailed:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from airflow_provider_finetune.contract.uris import scheme
 from airflow_provider_finetune.runner.failures import UserError, is_disk_full
-from airflow_provider_finetune.runner.storage.models import holds_model, in_use, is_model
+from airflow_provider_finetune.runner.storage.models import TEMPLATES, holds_model, in_use, is_model, is_part
 from airflow_provider_finetune.runner.storage.uris import local_path, uri_of
 
 
@@ -76,7 +76,7 @@ def ensure_writable(directory: Path, argument: str) -> None:
 def ensure_replaceable(target: Path, needed: Iterable[Path] = ()) -> None:
     """Make sure that publishing a model to ``target`` puts away an earlier model at most.
 
-    A model is a directory of files without directories, with a config and weights.
+    A model is a directory of files without directories but that of chat templates, with a config and weights.
 
     :param target: where a model will be published; links are followed.
     :param needed: files and directories that the training needs.
@@ -85,6 +85,12 @@ def ensure_replaceable(target: Path, needed: Iterable[Path] = ()) -> None:
     place = target.resolve()
     if place == place.parent:
         raise in_use("output_model", f"{str(place)!r} is the root of the file system")
+    if os.path.ismount(place):
+        raise UserError(
+            "output_in_use",
+            f"output_model: {target} is where a disk or volume is mounted, and a model takes its place by a renaming",
+            f"Name a directory below it, such as {target / 'model'}",
+        )
     for path in needed:
         if path.resolve().is_relative_to(place):
             raise in_use("output_model", f"{target} would replace {path}, which the run needs")
@@ -95,7 +101,7 @@ def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
     # One look, since another run may put its model there at this moment.
     try:
         with os.scandir(place) as listing:
-            entries = {entry.name: entry.is_dir() for entry in listing}
+            entries = {entry.name: _is_of_no_model(entry) for entry in listing}
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
@@ -107,6 +113,12 @@ def _ensure_no_more_than_a_model(place: Path, named: Path) -> None:
         raise in_use(
             "output_model", f"{named} holds files that are no model of its own, and publishing would remove them"
         )
+
+
+def _is_of_no_model(entry: os.DirEntry[str]) -> bool:
+    if not entry.is_dir():
+        return False
+    return entry.name != TEMPLATES or not all(is_part(f"{TEMPLATES}/{name}") for name in os.listdir(entry))
 
 
 def put_directory(source: Path, target: Path) -> None:

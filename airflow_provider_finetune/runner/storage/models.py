@@ -1,4 +1,4 @@
-"""What a published model looks like: files without directories, with a config and weights."""
+"""What a published model looks like: files without directories but one, with a config and weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from airflow_provider_finetune.runner.failures import UserError
 
 CONFIGS = ("adapter_config.json", "config.json")
 """The files that loaders look for first: without them nobody takes a directory for a model."""
+
+TEMPLATES = "additional_chat_templates"
+"""The one directory that a model may have: of the chat templates that its tokenizer has beside the usual one."""
+
+
+def paths(directory: Path) -> list[Path]:
+    """Return what lies in the directory of a model, and in place of the directory of templates these."""
+    entries = [entry for entry in directory.iterdir() if entry.name != TEMPLATES]
+    return entries + list((directory / TEMPLATES).glob("*.jinja"))
+
+
+def is_part(name: str) -> bool:
+    """Say whether a file may belong to a model by its relative name."""
+    directory, _, file = name.rpartition("/")
+    return not directory or (directory == TEMPLATES and file.endswith(".jinja"))
 
 
 def is_model(names: Collection[str]) -> bool:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from airflow_provider_finetune.contract.uris import scheme, shown
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
-from airflow_provider_finetune.runner.storage.connecting import connect
+from airflow_provider_finetune.runner.storage.connecting import connect, path_in
 from airflow_provider_finetune.runner.storage.faults import Fault, guarded
 from airflow_provider_finetune.runner.storage.fetching import Progress
-from airflow_provider_finetune.runner.storage.models import CONFIGS, in_use, is_model, is_whole
+from airflow_provider_finetune.runner.storage.models import CONFIGS, in_use, is_model, is_part, is_whole, paths
 from airflow_provider_finetune.runner.storage.uris import is_remote
 
 _PROBE = ".finetune-writable"
@@ -43,7 +44,7 @@ class RemotePlace:
     def __init__(self, uri: str, argument: str, *, is_file: bool = False) -> None:
         self.uri = shown(uri)
         self._argument, self._is_file = argument, is_file
-        self._store, key = connect(uri, argument)
+        self._store, key = connect(uri, argument, lambda fault: self._failure(fault, "reached"))
         self._key = key.rstrip("/")
 
     def child(self, name: str) -> RemotePlace:
@@ -70,7 +71,7 @@ class RemotePlace:
         self._replaceable()
 
     def put_model(self, directory: Path, say: Callable[[str], None]) -> None:
-        arriving = {entry.name: entry.stat().st_size for entry in directory.iterdir()}
+        arriving = {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths(directory)}
         leaving = self._replaceable()
         mark = "\n".join([uuid.uuid4().hex, *sorted({*arriving, *leaving} - _OURS)]).encode()
         self._put(f"{self._key}/{_ARRIVING}", mark)
@@ -79,25 +80,44 @@ class RemotePlace:
         weights = {name: size for name, size in arriving.items() if name not in CONFIGS}
         self._upload(directory, weights, say)
         if self._read_mark() != mark:
-            raise self._torn("another run publishes there at the same time", directory)
+            raise self._torn("another run publishes there at the same time")
         for name in leaving - set(arriving) - set(CONFIGS) - _OURS:
             self._remove(f"{self._key}/{name}")
-        self._ensure_there(weights, directory)
+        self._ensure_there(weights)
         self._upload(directory, {name: size for name, size in arriving.items() if name in CONFIGS}, say)
-        self._ensure_there(arriving, directory)
-        self._remove(f"{self._key}/{_ARRIVING}")
+        self._ensure_there(arriving)
+        try:
+            self._remove(f"{self._key}/{_ARRIVING}")
+        except RunFailed as error:
+            say(f"{error.failure.message}. The model there is whole, and {_ARRIVING} stays, which no loader reads")
 
     def put_text(self, text: str) -> None:
-        self._put(self._key, text.encode())
+        if scheme(self.uri) in _WITHOUT_DIRECTORIES:
+            # An object is there as a whole or not at all.
+            self._put(self._key, text.encode())
+            return
+        arriving = f"{self._key.rpartition('/')[0]}/.arriving-{uuid.uuid4().hex[:12]}"
+
+        def take_place() -> None:
+            # Not every protocol renames over a file.
+            if self._store.exists(self._key):
+                self._store.rm_file(self._key)
+            self._store.mv(arriving, self._key)
+
+        try:
+            self._put(arriving, text.encode())
+            self._do(take_place)
+        except RunFailed:
+            with suppress(RunFailed):
+                self._remove(arriving)
+            raise
 
     def holds_model(self) -> bool:
         return is_whole(self._sizes())
 
     def _holds(self, other: str) -> bool:
-        if scheme(other) != scheme(self.uri):
-            return False
-        path = str(self._store._strip_protocol(other)).rstrip("/")
-        return path == self._key or path.startswith(f"{self._key}/")
+        path = path_in(self._store, other)
+        return path is not None and f"{path.rstrip('/')}/".startswith(f"{self._key}/")
 
     def _replaceable(self) -> set[str]:
         """Return the names of the files that lie there and may be put away."""
@@ -105,7 +125,7 @@ class RemotePlace:
         names = set(sizes)
         foreign = names - set(self._read_mark().decode().split("\n")) if _ARRIVING in names else names
         foreign -= _OURS
-        if any("/" in name for name in foreign) or (foreign and not is_model(names)):
+        if not all(map(is_part, foreign)) or (foreign and not is_model(names)):
             raise in_use(
                 self._argument,
                 f"{self.uri} holds files that are no model of its own, and publishing would remove them",
@@ -125,29 +145,31 @@ class RemotePlace:
 
         return self._do(find, "read")
 
-    def _ensure_there(self, expected: Mapping[str, int], directory: Path) -> None:
+    def _ensure_there(self, expected: Mapping[str, int]) -> None:
         there = {name: size for name, size in self._sizes().items() if name not in _OURS}
         if there != expected:
             wrong = sorted(name for name in {*there, *expected} if there.get(name) != expected.get(name))
-            raise self._torn(
-                f"after the upload these files differ from the trained ones: {', '.join(wrong)}", directory
-            )
+            raise self._torn(f"after the upload these files differ from the trained ones: {', '.join(wrong)}")
 
-    def _torn(self, why: str, directory: Path) -> RunFailed:
+    def _torn(self, why: str) -> RunFailed:
         return RunFailed(
             "infrastructure",
             "upload_torn",
             f"{self._argument}: the model in {self.uri} is not whole: {why}",
-            f"Try again, with a place of its own for each run. The model is whole in {directory}",
+            "Try again, with a place of its own for each run",
         )
 
     def _upload(self, directory: Path, sizes: Mapping[str, int], say: Callable[[str], None]) -> None:
         progress = Progress(f"publishing to {self.uri}", say, sum(sizes.values()))
 
-        def put_all() -> None:
-            for name in sorted(sizes):
-                self._store.put_file(str(directory / name), f"{self._key}/{name}", callback=progress)
+        keys = {name: f"{self._key}/{name}" for name in sorted(sizes)}
 
+        def put_all() -> None:
+            for name, key in keys.items():
+                self._store.put_file(str(directory / name), key, callback=progress)
+
+        for parent in {key.rpartition("/")[0] for key in keys.values()}:
+            self._make_directory(parent)
         self._do(put_all)
 
     def _put(self, key: str, content: bytes) -> None:
