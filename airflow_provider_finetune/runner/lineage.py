@@ -96,11 +96,11 @@ def _clear(found: WorkDir) -> None:
 
 
 def _locked(work_dir: WorkDir) -> int | None:
-    """Lock a lineage until this process ends, also by a kill; ``None`` where another process has it.
+    """Lock a lineage by its log until this process ends, also by a kill; ``None`` where another process has it.
 
     On a disk without locks nobody is kept out.
     """
-    lock = os.open(work_dir.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(work_dir.log(), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

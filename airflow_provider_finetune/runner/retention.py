@@ -37,8 +37,8 @@ def tidy(spec: TrainingSpec, work_dir: WorkDir, *, published: bool, check_only: 
     removed = {what: None for place, what in places.items() if place.is_dir()}
     for place in (*places, work_dir.nodes):
         shutil.rmtree(place, ignore_errors=True)
-    with suppress(OSError):
-        work_dir.prepared.unlink()
+    for file in (work_dir.prepared, *([work_dir.origin] if work_dir.checkpoints in places else [])):
+        file.unlink(missing_ok=True)
     return list(removed)
 
 
