@@ -6,12 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_finetune.contract.outcome import Outcome
+from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TrainingTrigger(BaseTrigger):
 
     The event's payload: ``outcome`` (the small form of :class:`Outcome`, also of a failure), ``workload`` (which one
     was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, where a job that is complete has left
-    no word, ``recover``.
+    no word, ``recover``, or ``unknown`` where the cluster does not tell what has become of the job.
 
     :param workload: fields of :class:`~airflow_provider_finetune.cluster.hook.Workload`.
     :param clocks: seconds of ``queue_timeout``, ``startup_timeout`` and ``training_timeout``, ``None`` without a limit.
@@ -82,12 +82,13 @@ class TrainingTrigger(BaseTrigger):
         try:
             payload = await self._following.result()
         except TrainingFailed as error:
-            outcome = Outcome(status="failed", failure=error.failure)
+            outcome = Outcome(status="failed", failure=self._unknown(error.failure))
             payload = {
                 "outcome": json.loads(outcome.to_small_json()),
                 "workload": self._current(),
                 "phases": {},
                 "runs_once": False,
+                "unknown": True,
             }
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's
@@ -144,6 +145,12 @@ class TrainingTrigger(BaseTrigger):
             return
         if not gone:
             self.log.warning("TrainJob %s is deleted, and its pods are still ending", self._name())
+
+    def _unknown(self, why: Failure) -> Failure:
+        """Return why the task waits no longer; another try can go on with the job, whatever the reason."""
+        message = f"TrainJob {self._name()} is no longer followed, and may train on. {why.message}"
+        cure = f"{why.cure}. A retry goes on with the job; clearing the task begins a new one"
+        return replace(why, failure_class="infrastructure", message=message, cure=cure)
 
     def _current(self) -> dict[str, str]:
         return asdict(self._following.workload) if self._following else self.workload

@@ -252,7 +252,10 @@ class TrainingOperator(BaseOperator):
         try:
             result = self._finish(outcome, context, event["workload"])
         except FineTuneError:
-            run.settle(succeeded=False, runs_once=event["runs_once"])
+            if event.get("unknown"):
+                run.leave()
+            else:
+                run.settle(succeeded=False, runs_once=event["runs_once"])
             raise
         run.settle(succeeded=True, runs_once=event["runs_once"])
         return result

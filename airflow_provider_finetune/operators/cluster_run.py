@@ -127,6 +127,12 @@ class ClusterRun:
         """
         self._use(lambda hook: self._settle(hook, succeeded=succeeded, runs_once=runs_once))
 
+    def leave(self) -> None:
+        """Say that the workload is left as it is, of which nothing is known, and how to find it."""
+        assert self.workload is not None
+        message = "TrainJob %s is left alone, as its program may be running: kubectl --namespace %s get trainjob %s"
+        self._log.warning(message, self.workload.name, self.workload.namespace, self.workload.name)
+
     def end(self) -> None:
         """Delete the workload and let its pods end; may be called from a signal handler."""
         if self.workload is None:

@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(cache, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(cache, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", 0.3)
     monkeypatch.setattr(relay, "_FIRST_LOOK_SECONDS", 0.1)
     for module in (follow, why):
         monkeypatch.setattr(module, "SLOW_SECONDS", 0.6)
@@ -411,13 +412,17 @@ def test_the_task_is_told_once_that_the_server_is_away_and_once_that_it_is_back(
     in_cluster(monkeypatch, story)
 
 
-def test_a_triggerer_without_the_right_to_watch_says_which(monkeypatch: Any) -> None:
+def test_a_triggerer_without_the_right_to_watch_says_which_and_lets_the_job_train(monkeypatch: Any) -> None:
     async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
         message = 'pods is forbidden: User "t" cannot list resource "pods" in API group "" in the namespace "ml"'
         cluster.refuse["pods"] = (403, message)
-        failure = (await event_of(trigger_of("a")))["outcome"]["failure"]
-        assert failure["failure_class"] == "user"
+        payload = await event_of(trigger_of("a"))
+        failure = payload["outcome"]["failure"]
+        assert (payload["unknown"], failure["failure_class"], failure["cause"]) == (True, "infrastructure", "forbidden")
+        assert "TrainJob ml/a is no longer followed, and may train on" in failure["message"]
         assert "may not list 'pods'" in failure["message"]
+        assert not cluster.count("DELETE")
 
     in_cluster(monkeypatch, story)
 
