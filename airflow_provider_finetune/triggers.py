@@ -27,8 +27,8 @@ class TrainingTrigger(BaseTrigger):
     """Follows one training to its end and fires one event.
 
     The event's payload: ``outcome`` (the small form of :class:`Outcome`, also of a failure), ``workload`` (which one
-    was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, where a job that is complete has left
-    no word, ``recover``, or ``unknown`` where the cluster does not tell what has become of the job.
+    was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, each only where it is so, ``recover``
+    (the job is complete and has left no word), ``gone`` (it was deleted), ``unknown`` (it is no longer followed).
 
     :param workload: fields of :class:`~airflow_provider_finetune.cluster.hook.Workload`.
     :param clocks: seconds of ``queue_timeout``, ``startup_timeout`` and ``training_timeout``, ``None`` without a limit.

@@ -143,7 +143,7 @@ class Following:
                 self._enter(phase, job, pods)
                 failure = await self._must_end(phase, job, pods)
                 if failure and await self._end(phase):
-                    return self._event(Outcome(status="failed", failure=failure), job)
+                    return {**self._event(Outcome(status="failed", failure=failure), job), "gone": True}
                 pause = self._pause(phase, job, pods)
             await self._follower.change(pause)
 
@@ -283,7 +283,7 @@ class Following:
             message=f"TrainJob {self.workload.name} was deleted before it had ended",
             cure="Run the task again; it trains on from the last checkpoint",
         )
-        return self._event(Outcome(status="failed", failure=failure), None)
+        return {**self._event(Outcome(status="failed", failure=failure), None), "gone": True}
 
     async def _end(self, phase: Phase) -> bool:
         """Delete the job, with its last lines shown before; return whether that was possible.

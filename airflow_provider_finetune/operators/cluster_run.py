@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,10 +13,10 @@ from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
-from airflow_provider_finetune.exceptions import InvalidParameters, training_error
+from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFailed, training_error
 from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
 from airflow_provider_finetune.launchers.container import runner_config_map
-from airflow_provider_finetune.launchers.identity import job_name
+from airflow_provider_finetune.launchers.identity import identity_labels, job_name
 from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, TASK, JobState, job_state
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
@@ -116,22 +117,34 @@ class ClusterRun:
 
         return asyncio.run(first())
 
-    def settle(self, *, succeeded: bool, runs_once: bool) -> None:
+    def stays(self, event: Mapping[str, Any], *, succeeded: bool) -> bool:
+        """Return whether the workload is to stay: where that is asked for, and nothing would start it again.
+
+        :param event: the trigger's.
+        :param succeeded: whether there is a model.
+        """
+        on_finish = self._task.arguments["on_finish"]
+        asked = on_finish == "keep" or (on_finish == "delete_succeeded" and not succeeded)
+        return bool(event.get("unknown") or (asked and (succeeded or event["runs_once"]) and not event.get("gone")))
+
+    def settle(self, event: Mapping[str, Any], *, succeeded: bool) -> None:
         """Delete the workload, whose end has been passed on, or note on it that it has.
 
-        A failed one stays where nothing starts it again, until the next success of the same task.
+        A failed one stays where nothing starts it again, until the next success of the same task; one of which nothing
+        is known stays as it is. What the cluster does not do is a warning: the end that was passed on counts.
 
+        :param event: the trigger's.
         :param succeeded: whether there is a model.
-        :param runs_once: whether its runtime leaves a failed one alone.
-        :raises TrainingFailed: the cluster does not answer; what is not settled would be collected again.
         """
-        self._use(lambda hook: self._settle(hook, succeeded=succeeded, runs_once=runs_once))
-
-    def leave(self) -> None:
-        """Say that the workload is left as it is, of which nothing is known, and how to find it."""
         assert self.workload is not None
-        message = "TrainJob %s is left alone, as its program may be running: kubectl --namespace %s get trainjob %s"
-        self._log.warning(message, self.workload.name, self.workload.namespace, self.workload.name)
+        name, namespace = self.workload.name, self.workload.namespace
+        if event.get("unknown"):
+            message = "TrainJob %s is left alone, as its program may be running: kubectl --namespace %s get trainjob %s"
+            self._log.warning(message, name, namespace, name)
+        elif not event.get("gone"):
+            stays = self.stays(event, succeeded=succeeded)
+            with self._warns_of(name):
+                self._use(lambda hook: self._settle(hook, stays=stays, succeeded=succeeded))
 
     def end(self) -> None:
         """Delete the workload and let its pods end; may be called from a signal handler."""
@@ -154,6 +167,9 @@ class ClusterRun:
 
     async def _submit(self, hook: TrainingHook, *, recover: bool) -> None:
         self._request = request = self._make_request(hook.namespace, recover=recover)
+        if recover and self.workload:
+            self._log.info("Deleting TrainJob %s, which has left no word", self.workload.name)
+            await hook.delete_job(self.workload.name, self.workload.uid)
         identity = request.labels[IDENTITY]
         existing = map(job_state, await hook.list_jobs({IDENTITY: identity}))
         found = adopt(existing, identity=identity, whole=request.whole, first_try=self._task.instance.first_try)
@@ -208,28 +224,45 @@ class ClusterRun:
             if not await hook.wait_until_pods_are_gone(job.name, _PODS_END_SECONDS):
                 raise training_error(_pods_stay(job.name), f"kubectl --namespace {hook.namespace} get pods")
 
-    async def _settle(self, hook: TrainingHook, *, succeeded: bool, runs_once: bool) -> None:
+    async def _settle(self, hook: TrainingHook, *, stays: bool, succeeded: bool) -> None:
         assert self.workload is not None
-        name, uid, on_finish = self.workload.name, self.workload.uid, self._task.arguments["on_finish"]
-        if succeeded and on_finish != "keep":
-            await self._delete_leftovers(hook, name)
-        if on_finish == "delete" or (on_finish == "delete_succeeded" and succeeded):
-            await hook.delete_job(name, uid)
-        elif succeeded or runs_once:
-            await hook.mark_delivered(name, uid)
-            self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
-        else:
-            self._log.info("Deleting TrainJob %s, which nobody follows any more and might run again", name)
-            await hook.delete_job(name, uid)
-
-    async def _delete_leftovers(self, hook: TrainingHook, name: str) -> None:
-        success = await hook.job(name)
-        if success is None:
-            return
-        same_task = map(job_state, await hook.list_jobs({TASK: success["metadata"]["labels"][TASK]}))
-        for job in leftovers(same_task, job_state(success)):
+        name, uid = self.workload.name, self.workload.uid
+        older = await self._leftovers(hook) if succeeded and not stays else []
+        with self._warns_of(name):
+            if stays:
+                await hook.mark_delivered(name, uid)
+                self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
+            else:
+                if not succeeded:
+                    self._log.info("Deleting TrainJob %s, which nobody follows any more", name)
+                await hook.delete_job(name, uid)
+        for job in older:
             self._log.info("Deleting TrainJob %s, which failed before this success", job.name)
-            await hook.delete_job(job.name, job.uid)
+            with self._warns_of(job.name):
+                await hook.delete_job(job.name, job.uid)
+
+    async def _leftovers(self, hook: TrainingHook) -> list[JobState]:
+        """Return what this success makes useless, as far as the cluster tells."""
+        assert self.workload is not None
+        labels = identity_labels(self._task.instance, deployment=deployment_id() or "", namespace=hook.namespace)
+        try:
+            same_task = [*map(job_state, await hook.list_jobs({TASK: labels[TASK]}))]
+        except TrainingFailed as error:
+            self._log.warning("Failed TrainJobs of earlier tries stay, if there are any. %s", error.failure.message)
+            return []
+        success = next((job for job in same_task if job.uid == self.workload.uid), None)
+        return leftovers(same_task, success) if success else []
+
+    @contextmanager
+    def _warns_of(self, name: str) -> Iterator[None]:
+        """Warn of what is left of an ended training, where the cluster does not do what it is asked for."""
+        try:
+            yield
+        except TrainingFailed as error:
+            assert self.workload is not None
+            delete = f"kubectl --namespace {self.workload.namespace} delete trainjob {name}"
+            message = "TrainJob %s is left over: %s. Delete it before this task is cleared: %s"
+            self._log.warning(message, name, error.failure.message, delete)
 
 
 def _pods_stay(job: str) -> Failure:

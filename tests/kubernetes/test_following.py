@@ -296,7 +296,7 @@ def test_a_clock_that_runs_out_deletes_the_job_and_says_what_it_waited_for(
             cluster.put("pods", pod("a", state, age=69))
         payload = await event_of(trigger_of("a", clocks={clock: 60}))
         failure = payload["outcome"]["failure"]
-        assert failure["cause"] == clock
+        assert (failure["cause"], payload["gone"]) == (clock, True)
         assert list(payload["phases"].values())[-1] >= 60
         assert told()[-1].endswith("; TrainJob a is deleted")
         assert f"{clock}=60 s" in failure["message"]
@@ -359,8 +359,9 @@ def test_a_job_that_somebody_deletes_is_gone_when_the_server_says_so(monkeypatch
         result = asyncio.create_task(event_of(trigger_of("a")))
         await until(lambda: told("starting"))
         cluster.remove("trainjobs", "a")
-        failure = (await result)["outcome"]["failure"]
-        assert (failure["failure_class"], failure["cause"]) == ("preempted", "deleted")
+        payload = await result
+        failure = payload["outcome"]["failure"]
+        assert (failure["failure_class"], failure["cause"], payload["gone"]) == ("preempted", "deleted", True)
         assert cluster.count("GET trainjobs/a") == 1
 
     in_cluster(monkeypatch, story)

@@ -1,6 +1,7 @@
 """A task on a worker and its workload, by the operator itself, against an API server over HTTP.
 
-* what becomes of the workload of a task that has ended, and what is left alone
+* what becomes of the workload of a training that has ended, and what is left alone
+* a cluster that refuses this then changes neither result nor error
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import pytest
 from airflow_provider_finetune import LoRAOperator
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import AirflowFailException, TrainingFailed
-from tests.kubernetes.conftest import ApiServer
+from airflow_provider_finetune.launchers.observed import IDENTITY
+from tests.kubernetes.conftest import JOBS, ApiServer, status
+from tests.kubernetes.fake_cluster import condition, train_job
 
-WORKLOAD = {"kind": "trainjob", "conn_id": "cluster", "namespace": "ml", "name": "a", "uid": "u1"}
+WORKLOAD = {"kind": "trainjob", "conn_id": "cluster", "namespace": "ml", "name": "a", "uid": "uid-a"}
 
 
 class Task(LoRAOperator):
@@ -70,6 +73,91 @@ def failed(cause: str = "runner_died", failure_class: Any = "infrastructure") ->
 def cluster(kubeconfig: Callable[..., Path], connection: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     connection(kube_config_path=str(kubeconfig()))
     caplog.set_level(logging.INFO)
+
+
+SUCCEEDED = Outcome(status="succeeded", model_uri="pvc://training/runs/dag/run/train/1/model", metrics={"loss": 1.5})
+MAY_NOT = 'User "u" cannot delete resource "trainjobs" in API group "trainer.kubeflow.org"'
+FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
+
+
+def same_task(*jobs: dict[str, Any]) -> dict[str, Any]:
+    for job in jobs:
+        job["metadata"]["labels"][IDENTITY] = "same"
+    return {"items": list(jobs)}
+
+
+def test_the_job_of_a_success_is_deleted_before_older_ones_that_failed(api: ApiServer) -> None:
+    old, young = (train_job(name, condition("Failed"), age=age) for name, age in (("old", 9), ("young", 1)))
+    api.answer(f"get {JOBS}", same_task(old, train_job("a", condition("Complete"), age=5), young))
+    for name in ("a", "old"):
+        api.answer(f"delete {JOBS}/{name}", {"kind": "Status", "status": "Success"})
+    assert Task().execute_complete(context(), event(SUCCEEDED))["metrics"] == {"loss": 1.5}
+    assert api.asked == [f"GET {JOBS}", f"DELETE {JOBS}/a", f"DELETE {JOBS}/old"]
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"),
+    [
+        (f"get {JOBS}", "Failed TrainJobs of earlier tries stay, if there are any"),
+        (f"delete {JOBS}/a", "TrainJob a is left over: "),
+        (f"delete {JOBS}/old", "TrainJob old is left over: "),
+    ],
+)
+def test_a_success_that_cannot_be_cleared_up_is_a_success_with_a_warning(
+    api: ApiServer, caplog: pytest.LogCaptureFixture, refused: str, left: str
+) -> None:
+    answers = {
+        f"get {JOBS}": same_task(train_job("old", condition("Failed"), age=9), train_job("a", condition("Complete"))),
+        f"delete {JOBS}/a": {"kind": "Status"},
+        f"delete {JOBS}/old": {"kind": "Status"},
+        refused: FORBIDDEN,
+    }
+    for what, answer in answers.items():
+        api.answer(what, answer)
+    assert Task().execute_complete(context(), event(SUCCEEDED))["model_uri"] == SUCCEEDED.model_uri
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert left in warning
+    assert "may not delete 'trainjobs'" in warning
+    assert f"DELETE {JOBS}/a" in api.asked
+
+
+def test_a_success_whose_connection_has_gone_is_a_success_with_a_warning(
+    connection: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    connection(kube_config_path="/nowhere/config")
+    assert Task().execute_complete(context(), event(SUCCEEDED))["model_uri"] == SUCCEEDED.model_uri
+    assert "TrainJob a is left over: Connection 'cluster' gives no usable credentials" in caplog.text
+    assert "kubectl --namespace ml delete trainjob a" in caplog.text
+
+
+def test_why_a_training_failed_is_told_also_where_its_job_cannot_be_deleted(
+    api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.answer(f"delete {JOBS}/a", FORBIDDEN)
+    with pytest.raises(TrainingFailed, match=r"infrastructure: runner_died\). It ended"):
+        Task().execute_complete(context(), event(failed()))
+    assert "TrainJob a is left over: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "stays"),
+    [
+        ({"runs_once": True}, {}, True),
+        ({"runs_once": False}, {}, False),
+        ({"runs_once": True, "gone": True}, {}, False),
+        ({"runs_once": True}, {"on_finish": "delete"}, False),
+        ({"unknown": True}, {"on_finish": "delete"}, True),
+    ],
+)
+def test_only_a_job_that_is_there_is_named_as_a_place_to_look_at(
+    api: ApiServer, more: dict[str, Any], arguments: dict[str, Any], stays: bool
+) -> None:
+    api.answer(f"delete {JOBS}/a", {"kind": "Status"})
+    api.answer(f"patch {JOBS}/a", {"kind": "TrainJob"})
+    with pytest.raises(TrainingFailed) as error:
+        Task(**arguments).execute_complete(context(), event(failed(), **more))
+    assert ("TrainJob a in namespace ml" in error.value.where) is stays
+    assert (f"DELETE {JOBS}/a" in api.asked) is not (stays or "gone" in more)
 
 
 def test_a_job_of_which_nothing_is_known_is_left_alone(api: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
