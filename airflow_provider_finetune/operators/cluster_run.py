@@ -45,6 +45,7 @@ class ClusterRun:
         self.workload = Workload(**workload) if workload else None
         self._task, self._log = task, log
         self._request: JobRequest | None = None
+        self._ended = False
 
     def submit(self, *, recover: bool = False) -> None:
         """Find or make the workload: one that an earlier try has left, else a new one.
@@ -147,15 +148,21 @@ class ClusterRun:
                 self._use(lambda hook: self._settle(hook, stays=stays, succeeded=succeeded))
 
     def end(self) -> None:
-        """Delete the workload and let its pods end; may be called from a signal handler."""
+        """Delete the workload, also one that is being made, and let its pods end; a signal handler may call this."""
+        self._ended = True
         if self.workload is None:
             return
-        name, uid = self.workload.name, self.workload.uid
-        self._log.info("Deleting TrainJob %s, as this task is being ended", name)
+        self._log.info("Deleting TrainJob %s, as this task is being ended", self.workload.name)
         # The handler may have interrupted an event loop of this thread.
-        thread = threading.Thread(target=self._use, args=[lambda hook: hook.delete_job(name, uid)])
+        thread = threading.Thread(target=self._delete, args=[self.workload])
         thread.start()
         thread.join()
+
+    def _delete(self, workload: Workload) -> None:
+        try:
+            self._use(lambda hook: hook.delete_job(workload.name, workload.uid))
+        except TrainingFailed as error:
+            self._log.error("TrainJob %s could not be deleted and may train on. %s", workload.name, error)
 
     def _use(self, use: Callable[[TrainingHook], Coroutine[Any, Any, Any]]) -> None:
         async def with_hook() -> None:
@@ -182,6 +189,18 @@ class ClusterRun:
             job = await self._create(hook, request)
             self._log.info("TrainJob %s made in namespace %s, runtime %s", job.name, hook.namespace, request.runtime)
         self.workload = Workload("trainjob", hook.conn_id, hook.namespace, job.name, job.uid)
+        if self._ended:
+            await hook.delete_job(job.name, job.uid)
+        self._stop_where_ended()
+
+    def _stop_where_ended(self) -> None:
+        if self._ended:
+            message, cure = (
+                "The task was ended while it submitted its training, which is not made",
+                "Run the task again",
+            )
+            failure = Failure(failure_class="preempted", cause="killed", message=message, cure=cure)
+            raise training_error(failure, "Airflow's audit log")
 
     def _make_request(self, namespace: str, *, recover: bool) -> JobRequest:
         task = self._task
@@ -212,6 +231,7 @@ class ClusterRun:
             await hook.ensure_config_map(runner_config_map(hook.namespace))
         once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
         request = replace(request, annotations={**request.annotations, **once})
+        self._stop_where_ended()
         return job_state(await hook.create_job(lambda form: render(request, form)))
 
     async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:

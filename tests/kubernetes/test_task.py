@@ -1,5 +1,6 @@
 """A task on a worker and its workload, by the operator itself, against an API server over HTTP.
 
+* a task that is ended while it submits leaves no workload, and one that cannot delete its workload says so
 * what becomes of the workload of a training that has ended, and what is left alone
 * a cluster that refuses this then changes neither result nor error
 """
@@ -8,19 +9,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
 from airflow_provider_finetune import LoRAOperator
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import AirflowFailException, TrainingFailed
+from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.observed import IDENTITY
-from tests.kubernetes.conftest import JOBS, ApiServer, status
+from tests.kubernetes.conftest import CORE, JOBS, RUNTIMES, ApiServer, status
 from tests.kubernetes.fake_cluster import condition, train_job
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred  # type: ignore[no-redef]
 
 WORKLOAD = {"kind": "trainjob", "conn_id": "cluster", "namespace": "ml", "name": "a", "uid": "uid-a"}
 
@@ -33,6 +44,7 @@ class Task(LoRAOperator):
     def __init__(self, **arguments: Any) -> None:
         given: dict[str, Any] = {
             "task_id": "train",
+            "dag": DAG("dag", schedule=None),
             "launcher": "trainjob",
             "kubernetes_conn_id": "cluster",
             "namespace": "ml",
@@ -69,10 +81,74 @@ def failed(cause: str = "runner_died", failure_class: Any = "infrastructure") ->
     return Outcome(status="failed", failure=failure, work_dir="/mnt/training/runs/dag/run/train/1")
 
 
+RUNTIME_JOB = {"name": "node", "template": {"spec": {"template": {"spec": {"containers": [{"name": "node"}]}}}}}
+
+
+def let_submit(api: ApiServer, **answers: Any) -> None:
+    """Let a task submit the job ``a``, with other answers to ``listed`` and ``made``."""
+    api.answer(f"get {JOBS}", answers.get("listed", {"items": []}))
+    api.answer(f"get {RUNTIMES}/training-hub", {"spec": {"template": {"spec": {"replicatedJobs": [RUNTIME_JOB]}}}})
+    api.answer(f"patch {CORE}/configmaps/{runner_config_map('ml')['metadata']['name']}", {"kind": "ConfigMap"})
+    api.answer(f"post {JOBS}", answers.get("made", (201, train_job("a"))))
+
+
 @pytest.fixture(autouse=True)
 def cluster(kubeconfig: Callable[..., Path], connection: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     connection(kube_config_path=str(kubeconfig()))
     caplog.set_level(logging.INFO)
+
+
+@pytest.fixture
+def killed() -> Iterator[Callable[[Task, Any], Callable[[Any], Any]]]:
+    """Make an answer during which Airflow ends a task: by a signal, which calls ``on_kill`` between two lines."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def answer_of(task: Task, answer: Any) -> Callable[[Any], Any]:
+        handled: list[int] = []
+
+        def on_term(number: int, frame: Any) -> None:
+            task.on_kill()
+            handled.append(number)
+
+        def answering(request: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not handled:
+                time.sleep(0.01)
+            return answer
+
+        signal.signal(signal.SIGTERM, on_term)
+        return answering
+
+    yield answer_of
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_task_that_is_ended_before_its_job_is_made_makes_none(api: ApiServer, killed: Any) -> None:
+    task = Task()
+    let_submit(api, listed=killed(task, {"items": []}))
+    with pytest.raises(TrainingFailed, match="The task was ended while it submitted its training"):
+        task.execute(context())
+    assert f"POST {JOBS}" not in api.asked
+
+
+def test_a_task_that_is_ended_while_its_job_is_made_deletes_it(api: ApiServer, killed: Any) -> None:
+    task = Task()
+    let_submit(api, made=killed(task, (201, train_job("a"))))
+    api.answer(f"delete {JOBS}/a", {"kind": "Status"})
+    with pytest.raises(TrainingFailed, match="The task was ended while it submitted its training"):
+        task.execute(context())
+    assert api.asked[-1] == f"DELETE {JOBS}/a"
+
+
+def test_a_kill_that_is_refused_says_that_the_job_trains_on(api: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+    task = Task()
+    let_submit(api)
+    with pytest.raises(TaskDeferred):
+        task.execute(context())
+    api.answer(f"delete {JOBS}/a", FORBIDDEN)
+    task.on_kill()
+    assert "TrainJob a could not be deleted and may train on. " in caplog.text
+    assert "may not delete 'trainjobs'" in caplog.text
 
 
 SUCCEEDED = Outcome(status="succeeded", model_uri="pvc://training/runs/dag/run/train/1/model", metrics={"loss": 1.5})
