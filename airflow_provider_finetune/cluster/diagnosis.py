@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_finetune.cluster.causes import NO_POD_RULES, POD_RULES, Rule
+from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure, FailureClass, Outcome, UnreadableOutcome
+from airflow_provider_finetune.launchers.clocks import Clock
 from airflow_provider_finetune.launchers.observed import JobState, PodState
 
 _LONGEST_TEXT = 500
@@ -133,6 +135,30 @@ def why_queued(job: JobState, events: Iterable[Mapping[str, Any]]) -> Stuck | No
 
 
 _QUEUE_REASONS = ("Pending", "Inadmissible", "Stopped", "Preempted")
+
+
+def run_out(clock: Clock, now: datetime, stuck: Stuck | None) -> Failure:
+    """Say which clock has run out, and what was waited for.
+
+    :param clock: the one that has.
+    :param now: the present.
+    :param stuck: what was waited for, as far as that is known.
+    """
+    waited, limit = duration(clock.limit - clock.left(now)), f"{clock.name}={clock.limit:g} s"
+    if clock.name == "training_timeout":
+        message = f"The training was ended after {waited}, by {limit}"
+        cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
+        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+    what = "The queue did not let the job in" if clock.name == "queue_timeout" else "The program did not start"
+    message = f"{what} within {limit} and the job was deleted after {waited}"
+    if stuck is None:
+        cure = f"Raise {clock.name}, or see what the queue or the cluster is busy with"
+        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+    cause = stuck.failure
+    return replace(
+        cause, cause=clock.name, message=f"{message}. {cause.message}", cure=f"{cause.cure}, or raise {clock.name}"
+    )
+
 
 NO_OUTCOME = "no_outcome"
 """Cause of a job that is complete and has left no word: its model may be there."""

@@ -29,6 +29,9 @@ PAGE = 100
 WATCH_SECONDS = (300, 600)
 """How long one watch lasts, at random between these, so that those of many triggerers do not end together."""
 
+SILENT_SECONDS = 150.0
+"""How long nothing may come of a watch: a bookmark comes once a minute, and a connection may break without a word."""
+
 _PODS_POLL_SECONDS = (0.5, 5.0)
 _ENDED = ("Succeeded", "Failed")
 _GONE = ("not_found", "conflict")
@@ -320,7 +323,8 @@ class TrainingHook:
         }
         path, rest = self._path(kind), b""
         what = asked(self.conn_id, "GET", path, watch=True)
-        async with self._client.answer(what, "GET", path, query=query, timeout=seconds + 30) as answer:
+        limits = {"timeout": seconds + 30, "silence": SILENT_SECONDS}
+        async with self._client.answer(what, "GET", path, query=query, **limits) as answer:
             # Not readline(): an object may be longer than what that holds.
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")

@@ -307,6 +307,23 @@ def test_a_clock_that_runs_out_deletes_the_job_and_says_what_it_waited_for(
     in_cluster(monkeypatch, story)
 
 
+def test_a_training_of_which_the_watch_has_not_heard_is_not_ended_for_its_start(monkeypatch: Any, told: Any) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a", age=58))
+        cluster.put("pods", pod("a", waiting("ContainerCreating"), age=57, phase="Pending"))
+        result = asyncio.create_task(event_of(trigger_of("a", clocks={"startup_timeout": 60.0})))
+        await until(lambda: told("starting"))
+        # Without a word to those who watch: their connection is dead, and nobody knows it yet.
+        (name,) = cluster.objects["pods"]
+        cluster.objects["pods"][name] = pod("a", running(1), age=57)
+        await until(lambda: cluster.count("GET pods") == 3)
+        assert not cluster.count("DELETE")
+        succeed(cluster, "a", age=62)
+        assert (await result)["outcome"]["status"] == "succeeded"
+
+    in_cluster(monkeypatch, story)
+
+
 def test_a_start_that_only_the_author_can_mend_is_ended_at_once(monkeypatch: Any, told: Any) -> None:
     async def story(cluster: FakeCluster) -> None:
         cluster.put("trainjobs", train_job("a"))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_finetune.cluster import hook as hook_module
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
 from airflow_provider_finetune.exceptions import AirflowFailException
@@ -340,6 +341,26 @@ def test_a_watch_that_breaks_is_a_passing_error(api: ApiServer, call: Call) -> N
             seen.append(event)
 
     assert error_of(call, collect).passing
+
+
+def test_a_watch_of_which_nothing_comes_is_a_passing_error(
+    api: ApiServer, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_module, "SILENT_SECONDS", 0.3)
+
+    async def silent(request: Any) -> Any:
+        yield b'{"type": "BOOKMARK"}\n'
+        await asyncio.sleep(20)
+
+    api.handler[f"get {CORE}/pods"] << silent
+    seen: list[Any] = []
+
+    async def collect(hook: TrainingHook) -> None:
+        async for event in hook.watch("pods", {}, "12"):
+            seen.append(event)
+
+    assert error_of(call, collect).passing
+    assert seen == [{"type": "BOOKMARK"}]
 
 
 def test_a_list_says_where_a_watch_goes_on(api: ApiServer, call: Call) -> None:
