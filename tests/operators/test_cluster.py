@@ -133,6 +133,10 @@ def request_of(record: Any = LoRAParameters, *, task: TaskInstance = TASK, **giv
         ({"kubernetes_config": {"termination_grace_period_seconds": True}}, "it must be a whole number"),
         ({"kubernetes_config": {"affinity": {"a": timedelta(1)}}}, "a timedelta is nothing that JSON has"),
         ({"kubernetes_config": {"env": [{"name": "PET_NNODES"}]}}, "PET_NNODES is set by Kubeflow Trainer"),
+        (
+            {"kubernetes_config": {"env": [{"name": "HF_TOKEN", "value": "hf_secret"}]}},
+            "HF_TOKEN would stand readable in the job object. Use secrets={'HF_TOKEN': 'secret-name/key'}",
+        ),
         ({"kubernetes_config": {"volumes": [{"name": "finetune-x"}]}}, "are the provider's own"),
         ({"kubernetes_config": {"volume_mounts": [{"name": "x", "mountPath": "/opt/finetune/x"}]}}, "mounts something"),
         ({"kubernetes_config": {"volume_mounts": [{"name": "x", "mountPath": "x"}]}}, "is no absolute path"),
@@ -175,6 +179,11 @@ def test_what_a_cluster_would_refuse_or_lose_is_said_with_the_cure(given: dict[s
         {"gpu_resource": "nvidia.com/mig-1g.5gb"},
         {"launcher": "pod", "kubernetes_config": {"scheduler_name": "volcano", "env_from": [{}]}},
         {"kubernetes_config": {"env_from": None, "priority_class_name": ""}},
+        {
+            "kubernetes_config": {
+                "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "k"}}}]
+            }
+        },
     ],
 )
 def test_the_nearest_right_values_pass(given: dict[str, Any]):
