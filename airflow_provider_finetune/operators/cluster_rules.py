@@ -25,6 +25,7 @@ _OBJECT_NAME = re.compile(_SUBDOMAIN)
 _LABEL_KEY = re.compile(f"({_SUBDOMAIN}/)?{_NAME}")
 _LABEL_VALUE = re.compile(f"({_NAME})?")
 _RESOURCE = re.compile(f"{_SUBDOMAIN}/{_NAME}")
+_NOTHING: tuple[Any, ...] = ("", [], {})  # 0 is a grace period
 
 
 def cluster_problems(
@@ -49,7 +50,7 @@ def cluster_problems(
 
 
 def plain_config(config: Mapping[str, Any] | None, launcher: str) -> dict[str, Any]:
-    """Return ``kubernetes_config`` as plain JSON.
+    """Return ``kubernetes_config`` as plain JSON, without keys that ask for nothing.
 
     :param config: as it was given, with known keys.
     :param launcher: ``trainjob`` or ``pod``.
@@ -60,7 +61,7 @@ def plain_config(config: Mapping[str, Any] | None, launcher: str) -> dict[str, A
     if never:
         cure = "Set it in the pod template of the runtime that runtime= names"
         raise CannotRender(f"kubernetes_config[{never[0]!r}]", "no TrainJob can carry it", cure)
-    plain = kubernetes_config.as_json(config)
+    plain = {key: value for key, value in kubernetes_config.as_json(config).items() if value not in _NOTHING}
     variables = plain.get("env", [])
     broken = (
         broken_variable_names(entry["name"] for entry in variables)
