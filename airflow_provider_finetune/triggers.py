@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
+from airflow_provider_finetune.launchers.observed import JOB
 
 if TYPE_CHECKING:
     from airflow_provider_finetune.cluster.follow import Following
@@ -139,12 +140,12 @@ class TrainingTrigger(BaseTrigger):
         try:
             async with TrainingHook(workload["conn_id"], workload["namespace"]) as hook:
                 await hook.delete_job(workload["name"], workload["uid"])
-                gone = await hook.wait_until_pods_are_gone(workload["name"], _PODS_SECONDS)
+                stay = await hook.pods_that_stay({JOB: workload["name"]}, _PODS_SECONDS)
         except TrainingFailed as error:
             self.log.error("TrainJob %s could not be deleted and may train on. %s", self._name(), error)
             return
-        if not gone:
-            self.log.warning("TrainJob %s is deleted, and its pods are still ending", self._name())
+        if stay:
+            self.log.warning("TrainJob %s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
 
     def _unknown(self, why: Failure) -> Failure:
         """Return why the task waits no longer; another try can go on with the job, whatever the reason."""

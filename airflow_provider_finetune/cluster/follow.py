@@ -24,6 +24,7 @@ from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
 from airflow_provider_finetune.launchers.clocks import running_clock, spent_before
 from airflow_provider_finetune.launchers.observed import (
+    JOB,
     JobState,
     Phase,
     PodState,
@@ -318,7 +319,7 @@ class Following:
     async def _known_pods(self) -> list[PodState]:
         """Return the pods as the server has them now, and those that have gone as they were last seen."""
         pods = {pod.uid: pod for pod in self._watch.pods(self.workload.name)}
-        listed = await self._watch.source.pods(self.workload.name)
+        listed = await self._watch.source.pods({JOB: self.workload.name})
         return [*(pods | {pod["metadata"]["uid"]: pod_state(pod) for pod in listed}).values()]
 
     def _event(self, outcome: Outcome, job: JobState | None) -> dict[str, Any]:

@@ -219,30 +219,30 @@ class TrainingHook:
         body = {"metadata": {"uid": uid, "annotations": {DELIVERED: "true"}}}
         await self._unless_gone(self.request("PATCH", self._path("trainjobs", name), body=body))
 
-    async def pods(self, job_name: str) -> list[dict[str, Any]]:
-        """Return the pods of a TrainJob, also after it has been deleted.
+    async def pods(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the pods with these labels, also of TrainJobs that have been deleted.
 
-        :param job_name: its name.
+        :param selector: label and value of each.
         """
-        return await self._items("pods", {"labelSelector": f"jobset.sigs.k8s.io/jobset-name={job_name}"})
+        return await self._items("pods", {"labelSelector": _selector(selector)})
 
-    async def wait_until_pods_are_gone(self, job_name: str, timeout: float) -> bool:
-        """Wait until no pod of a TrainJob can write any more; return whether that is so.
+    async def pods_that_stay(self, selector: Mapping[str, str], timeout: float) -> list[str]:
+        """Wait until no pod with these labels can write any more, and return the names of those that still can.
 
         This is what the API knows: on a node that is cut off from it a program may go on.
 
-        :param job_name: its name.
+        :param selector: label and value of each.
         :param timeout: seconds.
         """
         end = asyncio.get_running_loop().time() + timeout
         pause, longest = _PODS_POLL_SECONDS
-        while any((pod.get("status") or {}).get("phase") not in _ENDED for pod in await self.pods(job_name)):
+        while stay := [pod["metadata"]["name"] for pod in await self.pods(selector) if _can_write(pod)]:
             left = end - asyncio.get_running_loop().time()
             if left <= 0:
-                return False
+                break
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, longest)
-        return True
+        return stay
 
     async def log_tail(
         self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES, container: str = "node"
@@ -375,6 +375,10 @@ def _forms(conn_id: str) -> list[TrainerApi]:
     if said:
         return [TrainerApi(said)]
     return sorted(TrainerApi, key=lambda form: form is not _trainer_api.get(conn_id))
+
+
+def _can_write(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") not in _ENDED
 
 
 def _selector(labels: Mapping[str, str]) -> str:

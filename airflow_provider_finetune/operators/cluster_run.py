@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -30,7 +30,7 @@ from airflow_provider_finetune.settings import deployment_id
 from airflow_provider_finetune.triggers import TrainingTrigger
 
 _PODS_END_SECONDS = 300.0
-"""How long a new training waits for the pods of one that it replaces; then the task fails and may be tried again."""
+"""How long a new training waits for the pods of earlier tries; then the task fails and may be tried again."""
 
 
 class ClusterRun:
@@ -180,7 +180,7 @@ class ClusterRun:
         identity = request.labels[IDENTITY]
         existing = map(job_state, await hook.list_jobs({IDENTITY: identity}))
         found = adopt(existing, identity=identity, whole=request.whole, first_try=self._task.instance.first_try)
-        await self._make_way(hook, found)
+        await self._make_way(hook, found, identity)
         job = found.follow
         if job:
             state = "has ended, and nobody has collected it" if job.condition else "still trains"
@@ -234,15 +234,17 @@ class ClusterRun:
         self._stop_where_ended()
         return job_state(await hook.create_job(lambda form: render(request, form)))
 
-    async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:
+    async def _make_way(self, hook: TrainingHook, found: Adoption, identity: str) -> None:
         for job in found.delete:
             cleared = job.try_number < self._task.instance.first_try
             why = "was made before the task was cleared" if cleared else "trains something else"
             self._log.info("Deleting TrainJob %s of an earlier try, which %s", job.name, why)
             await hook.delete_job(job.name, job.uid)
-        for job in found.wait_for:
-            if not await hook.wait_until_pods_are_gone(job.name, _PODS_END_SECONDS):
-                raise training_error(_pods_stay(job.name), f"kubectl --namespace {hook.namespace} get pods")
+        # The work directory is theirs too, and a pod outlives its job by its grace period.
+        if found.follow is None and (found.delete or self._task.instance.try_number > 1):
+            stay = await hook.pods_that_stay({IDENTITY: identity}, _PODS_END_SECONDS)
+            if stay:
+                raise training_error(_pods_stay(stay), f"kubectl --namespace {hook.namespace} get pods")
 
     async def _settle(self, hook: TrainingHook, *, stays: bool, succeeded: bool) -> None:
         assert self.workload is not None
@@ -285,10 +287,10 @@ class ClusterRun:
             self._log.warning(message, name, error.failure.message, delete)
 
 
-def _pods_stay(job: str) -> Failure:
+def _pods_stay(names: Sequence[str]) -> Failure:
     return Failure(
         failure_class="infrastructure",
         cause="pods_stay",
-        message=f"Pods of TrainJob {job}, which this training replaces, have not ended within {_PODS_END_SECONDS:g} s.",
+        message=f"Pods of an earlier try have not ended within {_PODS_END_SECONDS:g} s: {', '.join(names)}.",
         cure="Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
     )

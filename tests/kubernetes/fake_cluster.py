@@ -171,9 +171,10 @@ class FakeCluster:
         return await self._object(request, parts) if len(parts) > 1 else self._list(request, parts[0])
 
     def _list(self, request: web.Request, kind: str) -> web.Response:
-        things = list(self.objects[kind].values())
-        job = request.query.get("labelSelector", "").partition("jobset-name=")[2]
-        things = [thing for thing in things if not job or thing["metadata"]["labels"][JOB] == job]
+        wanted = dict(label.split("=") for label in request.query["labelSelector"].split(","))
+        things = [
+            thing for thing in self.objects[kind].values() if wanted.items() <= thing["metadata"]["labels"].items()
+        ]
         begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", len(things)))
         more = {"continue": str(begin + limit)} if begin + limit < len(things) else {}
         metadata = {"resourceVersion": str(self._version), **more}

@@ -224,19 +224,20 @@ def test_a_job_is_read_or_is_not_there(api: ApiServer, call: Call) -> None:
     assert call(lambda hook: hook.job("a")) is None
 
 
-def test_the_wait_ends_when_no_pod_can_write_any_more(api: ApiServer, call: Call) -> None:
-    def pods(*phases: str) -> dict[str, Any]:
-        return {"items": [{"status": {"phase": phase}} for phase in phases]}
+def pods(**phases: str) -> dict[str, Any]:
+    return {"items": [{"metadata": {"name": name}, "status": {"phase": phase}} for name, phase in phases.items()]}
 
-    api.answer(f"get {CORE}/pods", pods("Running", "Failed"), pods("Failed", "Succeeded"))
-    assert call(lambda hook: hook.wait_until_pods_are_gone("a", 20)) is True
-    assert api.requests[0].params == {"labelSelector": "jobset.sigs.k8s.io/jobset-name=a"}
+
+def test_the_wait_ends_when_no_pod_can_write_any_more(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods", pods(a="Running", b="Failed"), pods(a="Failed", b="Succeeded"))
+    assert call(lambda hook: hook.pods_that_stay({IDENTITY: "i1"}, 20)) == []
+    assert api.requests[0].params == {"labelSelector": f"{IDENTITY}=i1"}
     assert len(api.asked) == 2
 
 
-def test_the_wait_for_pods_has_an_end(api: ApiServer, call: Call) -> None:
-    api.answer(f"get {CORE}/pods", {"items": [{"status": {"phase": "Running"}}]})
-    assert call(lambda hook: hook.wait_until_pods_are_gone("a", 0.2)) is False
+def test_the_wait_for_pods_has_an_end_and_names_those_that_stay(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods", pods(a="Running", b="Failed"))
+    assert call(lambda hook: hook.pods_that_stay({IDENTITY: "i1"}, 0.2)) == ["a"]
 
 
 def test_the_last_lines_of_a_log_come_with_their_times(api: ApiServer, call: Call) -> None:

@@ -1,5 +1,6 @@
 """A task on a worker and its workload, by the operator itself, against an API server over HTTP.
 
+* from execute to deferred: how many requests, and what a next try waits for
 * a task that is ended while it submits leaves no workload, and one that cannot delete its workload says so
 * what becomes of the workload of a training that has ended, and what is left alone
 * a cluster that refuses this then changes neither result nor error
@@ -25,6 +26,7 @@ from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import AirflowFailException, TrainingFailed
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.observed import IDENTITY
+from airflow_provider_finetune.operators import cluster_run
 from tests.kubernetes.conftest import CORE, JOBS, RUNTIMES, ApiServer, status
 from tests.kubernetes.fake_cluster import condition, train_job
 
@@ -81,6 +83,12 @@ def failed(cause: str = "runner_died", failure_class: Any = "infrastructure") ->
     return Outcome(status="failed", failure=failure, work_dir="/mnt/training/runs/dag/run/train/1")
 
 
+def same_task(*jobs: dict[str, Any]) -> dict[str, Any]:
+    for job in jobs:
+        job["metadata"]["labels"][IDENTITY] = "same"
+    return {"items": list(jobs)}
+
+
 RUNTIME_JOB = {"name": "node", "template": {"spec": {"template": {"spec": {"containers": [{"name": "node"}]}}}}}
 
 
@@ -96,6 +104,46 @@ def let_submit(api: ApiServer, **answers: Any) -> None:
 def cluster(kubeconfig: Callable[..., Path], connection: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     connection(kube_config_path=str(kubeconfig()))
     caplog.set_level(logging.INFO)
+
+
+def pods(phase: str) -> dict[str, Any]:
+    return {"items": [{"metadata": {"name": "old-node-0-0-x"}, "status": {"phase": phase}}]}
+
+
+def test_a_first_try_asks_for_no_pods(api: ApiServer) -> None:
+    let_submit(api)
+    with pytest.raises(TaskDeferred):
+        Task().execute(context())
+    assert len(api.asked) == 4
+    assert f"GET {CORE}/pods" not in api.asked
+
+
+def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(api: ApiServer) -> None:
+    let_submit(api)
+    api.answer(f"get {CORE}/pods", pods("Running"), pods("Failed"))
+    with pytest.raises(TaskDeferred):
+        Task().execute(context(try_number=2))
+    assert api.asked[:3] == [f"GET {JOBS}", f"GET {CORE}/pods", f"GET {CORE}/pods"]
+    assert api.asked[-1] == f"POST {JOBS}"
+    assert api.requests[1].params == api.requests[0].params  # the label of the task instance
+
+
+def test_with_many_kept_jobs_a_next_try_is_deferred_after_five_requests(api: ApiServer) -> None:
+    jobs = [train_job(f"kept-{number}", condition("Failed")) for number in range(5)]
+    let_submit(api, listed=same_task(*jobs))
+    api.answer(f"get {CORE}/pods", pods("Failed"))
+    with pytest.raises(TaskDeferred):
+        Task().execute(context(try_number=6))
+    assert len(api.asked) == 5
+
+
+def test_pods_of_an_earlier_try_that_do_not_end_are_named(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_run, "_PODS_END_SECONDS", 0.1)
+    let_submit(api)
+    api.answer(f"get {CORE}/pods", pods("Running"))
+    with pytest.raises(TrainingFailed, match=r"infrastructure: pods_stay\).* old-node-0-0-x"):
+        Task().execute(context(try_number=2))
+    assert f"POST {JOBS}" not in api.asked
 
 
 @pytest.fixture
@@ -154,12 +202,6 @@ def test_a_kill_that_is_refused_says_that_the_job_trains_on(api: ApiServer, capl
 SUCCEEDED = Outcome(status="succeeded", model_uri="pvc://training/runs/dag/run/train/1/model", metrics={"loss": 1.5})
 MAY_NOT = 'User "u" cannot delete resource "trainjobs" in API group "trainer.kubeflow.org"'
 FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
-
-
-def same_task(*jobs: dict[str, Any]) -> dict[str, Any]:
-    for job in jobs:
-        job["metadata"]["labels"][IDENTITY] = "same"
-    return {"items": list(jobs)}
 
 
 def test_the_job_of_a_success_is_deleted_before_older_ones_that_failed(api: ApiServer) -> None:
