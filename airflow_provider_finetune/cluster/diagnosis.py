@@ -200,7 +200,7 @@ def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
         cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
         return _failure("resources", "training_timeout", message, cure)
     pods = list(pods)
-    ended = sorted((pod for pod in pods if pod.finished_at and pod.exit_code), key=_culprit_first)
+    ended = sorted((pod for pod in pods if pod.fault or (pod.finished_at and pod.exit_code)), key=_culprit_first)
     if ended:
         return _why_pod_ended(ended[0])
     disrupted = next((pod for pod in pods if pod.disruption), None)
@@ -248,6 +248,10 @@ def _by_exit(pod: PodState) -> Failure:
         return _failure("resources", "out_of_memory", message, cure)
     if pod.disruption:
         return _evicted(pod)
+    if pod.fault:
+        reason, text = pod.fault
+        message = f"{_named(pod)} failed, and not by its program. {reason}: {_shortened(text)}"
+        return _failure("infrastructure", "pod_failed", message, "Look at its node, and at what the runtime adds to it")
     if pod.end in ("StartError", "ContainerCannotRun"):
         message = f"{_named(pod)} could not start its program: {_shortened(pod.words)}"
         return _failure("user", "program_missing", message, "Take an image that has python3 on its PATH")

@@ -338,4 +338,4 @@ def _now() -> datetime:
 def _show_the_end(phase: Phase, pods: Any) -> bool:
     if phase is Phase.SUCCEEDED:
         return any(pod.rank == 0 and pod.finished_at for pod in pods)
-    return any(pod.finished_at or pod.disruption or not pod.live for pod in pods)
+    return any(pod.finished_at or pod.fault or pod.disruption or not pod.live for pod in pods)
