@@ -14,6 +14,7 @@ from urllib.parse import quote
 from airflow_provider_finetune.cluster.asked import asked
 from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterClient
 from airflow_provider_finetune.cluster.echoes import sent_values
+from airflow_provider_finetune.cluster.logs import LogTail
 from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
@@ -246,8 +247,8 @@ class TrainingHook:
 
     async def log_tail(
         self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES, container: str = "node"
-    ) -> list[str]:
-        """Return the last lines of a pod's log, each behind its time; none before the program has begun.
+    ) -> LogTail:
+        """Return the last lines of a pod's log; none before the program has begun.
 
         The server's own ``limitBytes`` cuts off the end, which is what matters. So the last bytes of what comes are
         kept, and where four times as much has come the rest is not waited for: the lines are that long.
@@ -271,10 +272,12 @@ class TrainingHook:
         except Refused as error:
             # 400: the container waits to start, or for its image; 404: the pod has gone.
             if error.status in (400, 404):
-                return []
+                return LogTail([], whole=True)
             raise
         found = tail.decode(errors="replace").splitlines()
-        return found[1:] if read > limit_bytes else found
+        if read > limit_bytes:
+            return LogTail(found[1:], whole=False)
+        return LogTail(found, whole=len(found) < lines)
 
     async def events(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the events of some objects, oldest first. A TrainJob's name is that of its JobSet too.

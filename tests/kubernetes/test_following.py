@@ -244,7 +244,9 @@ def test_lines_of_the_training_are_in_the_task_log_once_and_before_the_word_fail
     in_cluster(monkeypatch, story)
 
 
-def test_progress_that_the_trainer_knows_is_shown_without_reading_the_log(monkeypatch: Any, told: Any) -> None:
+def test_where_the_trainer_tells_the_progress_the_log_is_read_at_first_and_then_seldom(
+    monkeypatch: Any, told: Any
+) -> None:
     async def story(cluster: FakeCluster) -> None:
         status = {
             "progressPercentage": 40,
@@ -252,14 +254,35 @@ def test_progress_that_the_trainer_knows_is_shown_without_reading_the_log(monkey
             "metrics": [{"name": "loss", "value": "1.2"}],
         }
         cluster.put("trainjobs", train_job("a", trainerStatus=status))
-        cluster.put("pods", pod("a", running(1)))
+        cluster.put("pods", pod("a", running(-2)))
+        log = cluster.logs["a-node-0-0-abc"] = [f"{at(1)} warning: 7 rows are left out"]
         result = asyncio.create_task(event_of(trigger_of("a")))
         await until(lambda: told("progress 40 %  loss 1.2  ETA 1 min 30 s"))
+        await until(lambda: told("7 rows are left out"))
+        log.append(f"{at(0)} step 2")
         await asyncio.sleep(0.5)
-        assert not [request for request in cluster.requests if request.endswith("/log")]
+        assert not told("step 2")
+        assert cluster.count("GET pods/a-node-0-0-abc/log") == 1
         succeed(cluster, "a")
         await result
-        assert len(told("progress 40 %")) == 1
+        assert len(told("progress 40 %")) == len(told("step 2")) == 1
+
+    in_cluster(monkeypatch, story)
+
+
+@pytest.mark.parametrize(("lines", "shown", "missing"), [(100, 100, 0), (900, 900, 0), (1500, 1000, 1)])
+def test_of_a_log_that_is_long_at_the_first_look_more_is_read_and_what_is_missing_is_said(
+    monkeypatch: Any, told: Any, lines: int, shown: int, missing: int
+) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
+        cluster.put("pods", pod("a", running(-2)))
+        cluster.logs["a-node-0-0-abc"] = [f"{at(1)} line {number}" for number in range(lines)]
+        result = asyncio.create_task(event_of(trigger_of("a")))
+        await until(lambda: told(f"line {lines - 1}"))
+        succeed(cluster, "a")
+        await result
+        assert (len(told("line ")), len(told("is missing here"))) == (shown, missing)
 
     in_cluster(monkeypatch, story)
 

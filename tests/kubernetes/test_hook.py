@@ -244,8 +244,8 @@ def test_the_last_lines_of_a_log_come_with_their_times(api: ApiServer, call: Cal
     api.answer(
         f"get {CORE}/pods/p/log", "2026-01-01T00:00:00Z loss 2.0\n2026-01-01T00:00:01Z na\u00efve\n".encode() + b"\xff"
     )
-    lines = call(lambda hook: hook.log_tail("p", lines=20))
-    assert lines == ["2026-01-01T00:00:00Z loss 2.0", "2026-01-01T00:00:01Z naïve", "\ufffd"]
+    tail = call(lambda hook: hook.log_tail("p", lines=20))
+    assert tail == (["2026-01-01T00:00:00Z loss 2.0", "2026-01-01T00:00:01Z naïve", "\ufffd"], True)
     assert api.requests[0].params == {"container": "node", "tailLines": "20", "timestamps": "true"}
 
 
@@ -258,16 +258,22 @@ def test_the_last_lines_of_a_log_come_with_their_times(api: ApiServer, call: Cal
 )
 def test_a_pod_that_has_not_begun_or_is_gone_has_no_log(api: ApiServer, call: Call, answer: Any) -> None:
     api.answer(f"get {CORE}/pods/p/log", answer)
-    assert call(lambda hook: hook.log_tail("p", lines=20)) == []
+    assert call(lambda hook: hook.log_tail("p", lines=20)) == ([], True)
 
 
 def test_of_a_long_log_the_end_is_kept(api: ApiServer, call: Call) -> None:
     text = b"".join(b"%05d %s\n" % (number, b"x" * 1000) for number in range(100))
     api.answer(f"get {CORE}/pods/p/log", text)
-    lines = call(lambda hook: hook.log_tail("p", lines=100))
+    lines, whole = call(lambda hook: hook.log_tail("p", lines=200))
+    assert not whole
     assert lines[-1].startswith("00099")
     assert all(len(line) == 1006 for line in lines)
     assert 60 <= len(lines) <= 65
+
+
+def test_as_many_lines_as_were_asked_for_may_not_be_all(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods/p/log", b"one\ntwo\n")
+    assert call(lambda hook: hook.log_tail("p", lines=2)) == (["one", "two"], False)
 
 
 def test_the_reading_of_an_endless_log_stops(api: ApiServer, call: Call) -> None:
@@ -280,8 +286,8 @@ def test_the_reading_of_an_endless_log_stops(api: ApiServer, call: Call) -> None
             yield b"x" * 100_000
 
     api.handler[f"get {CORE}/pods/p/log"] << endless()
-    lines = call(lambda hook: hook.log_tail("p", lines=5))
-    assert sum(map(len, lines)) <= 65536
+    tail = call(lambda hook: hook.log_tail("p", lines=5))
+    assert sum(map(len, tail.lines)) <= 65536
     assert sent < 100_000_000  # what lies in the buffers of both sides
 
 
