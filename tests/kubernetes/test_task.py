@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk import DAG
 
 from airflow_provider_finetune import LoRAOperator
@@ -89,13 +90,13 @@ def same_task(*jobs: dict[str, Any]) -> dict[str, Any]:
     return {"items": list(jobs)}
 
 
-RUNTIME_JOB = {"name": "node", "template": {"spec": {"template": {"spec": {"containers": [{"name": "node"}]}}}}}
+RUNTIME = yaml.safe_load((Path(__file__).parents[2] / "docs/kubernetes/runtime.yaml").read_text(encoding="utf-8"))
 
 
 def let_submit(api: ApiServer, **answers: Any) -> None:
     """Let a task submit the job ``a``, with other answers to ``listed`` and ``made``."""
     api.answer(f"get {JOBS}", answers.get("listed", {"items": []}))
-    api.answer(f"get {RUNTIMES}/training-hub", {"spec": {"template": {"spec": {"replicatedJobs": [RUNTIME_JOB]}}}})
+    api.answer(f"get {RUNTIMES}/training-hub", RUNTIME)
     api.answer(f"patch {CORE}/configmaps/{runner_config_map('ml')['metadata']['name']}", {"kind": "ConfigMap"})
     api.answer(f"post {JOBS}", answers.get("made", (201, train_job("a"))))
 
