@@ -120,11 +120,11 @@ class Following:
         return None if oldest is None or oldest.uid == self.workload.uid else oldest
 
     async def _give_way(self, older: str) -> None:
-        work = self.workload
-        if self._watch.job(work.name, work.uid):
-            message = "TrainJob %s was made for the same request before %s, which is deleted; the older one is followed"
-            self._log.warning(message, older, work.name)
-            await self._watch.source.delete_job(work.name, work.uid)
+        name = self.workload.name
+        message = "TrainJob %s was made for the same request before %s, which is deleted; the older one is followed"
+        self._log.warning(message, older, name)
+        # Also where no list has shown it yet: its create may be younger than the list.
+        await self._watch.source.delete_job(name, self.workload.uid)
 
     async def _to_the_end(self) -> dict[str, Any]:
         while True:

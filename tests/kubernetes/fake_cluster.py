@@ -83,6 +83,7 @@ class FakeCluster:
         self.logs: dict[str, list[str]] = {}
         self.requests: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}  # by kind, or by verb and kind
+        self.unlisted: set[str] = set()  # names that a list does not show: it is older than they are
         self.oldest = 0
         self._version = 100
         self._history: list[tuple[int, str, dict[str, Any]]] = []
@@ -172,9 +173,8 @@ class FakeCluster:
 
     def _list(self, request: web.Request, kind: str) -> web.Response:
         wanted = dict(label.split("=") for label in request.query["labelSelector"].split(","))
-        things = [
-            thing for thing in self.objects[kind].values() if wanted.items() <= thing["metadata"]["labels"].items()
-        ]
+        found = [thing for name, thing in self.objects[kind].items() if name not in self.unlisted]
+        things = [thing for thing in found if wanted.items() <= thing["metadata"]["labels"].items()]
         begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", len(things)))
         more = {"continue": str(begin + limit)} if begin + limit < len(things) else {}
         metadata = {"resourceVersion": str(self._version), **more}

@@ -430,7 +430,22 @@ def test_of_two_active_jobs_of_one_request_the_older_is_kept_and_followed(monkey
         for payload in await asyncio.gather(result, again, restarted):
             assert payload["workload"]["name"] == "old"
             assert payload["outcome"]["status"] == "succeeded"
-        assert [request for request in cluster.requests if "DELETE" in request] == ["DELETE trainjobs/young"]
+        assert {request for request in cluster.requests if "DELETE" in request} == {"DELETE trainjobs/young"}
+
+    in_cluster(monkeypatch, story)
+
+
+def test_a_younger_job_that_no_list_shows_yet_is_deleted_as_well(monkeypatch: Any) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        for name, age in (("old", 10), ("young", 1)):
+            job = train_job(name, age=age)
+            job["metadata"]["labels"][IDENTITY] = "same"
+            cluster.put("trainjobs", job)
+        cluster.unlisted.add("young")
+        result = asyncio.create_task(event_of(trigger_of("young", identity="same", whole="w")))
+        await until(lambda: cluster.count("DELETE trainjobs/young") == 1)
+        succeed(cluster, "old")
+        assert (await result)["workload"]["name"] == "old"
 
     in_cluster(monkeypatch, story)
 
