@@ -215,9 +215,8 @@ class ClusterRun:
         )
         if not recover:
             return request
-        # It reads a file, which takes no GPU. Otherwise it must be the same spec, else the file is another training's.
-        spec = replace(request.spec, recover=True)
-        return replace(request, name=self._name(recover=True), gpus=0, spec=spec)
+        # It must be the same request, else the file that it reads is another training's.
+        return replace(request, name=self._name(recover=True), spec=replace(request.spec, recover=True))
 
     def _name(self, *, recover: bool) -> str:
         task = self._task.instance

@@ -1,6 +1,7 @@
 """A task on a worker and its workload, by the operator itself, against an API server over HTTP.
 
 * from execute to deferred: how many requests, and what a next try waits for
+* a lost outcome is looked for by a job of the same request
 * a task that is ended while it submits leaves no workload, and one that cannot delete its workload says so
 * what becomes of the workload of a training that has ended, and what is left alone
 * a cluster that refuses this then changes neither result nor error
@@ -145,6 +146,21 @@ def test_pods_of_an_earlier_try_that_do_not_end_are_named(api: ApiServer, monkey
     with pytest.raises(TrainingFailed, match=r"infrastructure: pods_stay\).* old-node-0-0-x"):
         Task().execute(context(try_number=2))
     assert f"POST {JOBS}" not in api.asked
+
+
+def test_who_looks_for_a_lost_outcome_asks_for_the_same_without_gpus(api: ApiServer) -> None:
+    let_submit(api)
+    api.answer(f"delete {JOBS}/a", {"kind": "Status"})
+    task = Task(training_resource_gpu_per_worker=2)
+    with pytest.raises(TaskDeferred):
+        task.execute(context())
+    with pytest.raises(TaskDeferred):
+        task.execute_complete(context(), event(failed("no_outcome"), recover=True))
+    train, recover = (request.data for request in api.requests if request.method.value == "POST")
+    assert train["metadata"]["labels"] == recover["metadata"]["labels"]  # so a next try follows it
+    asked = [job["spec"]["trainer"]["resourcesPerNode"]["limits"].get("nvidia.com/gpu") for job in (train, recover)]
+    assert asked == ["2", None]
+    assert api.asked[4:6] == [f"DELETE {JOBS}/a", f"GET {JOBS}"]
 
 
 @pytest.fixture
