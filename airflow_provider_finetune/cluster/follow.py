@@ -16,6 +16,7 @@ from typing import Any
 from airflow_provider_finetune.cluster.cache import Outage
 from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
+from airflow_provider_finetune.cluster.logs import shared_budget
 from airflow_provider_finetune.cluster.relay import LogRelay
 from airflow_provider_finetune.cluster.watch import Follower, SharedWatch, following
 from airflow_provider_finetune.cluster.why import SLOW_SECONDS, WhyWaiting
@@ -86,8 +87,9 @@ class Following:
     async def result(self) -> dict[str, Any]:
         """Return what a trigger's event carries, of JSON values only.
 
-        :raises TrainingFailed: the cluster refuses to be watched.
+        :raises TrainingFailed: the cluster refuses to be watched, or a setting is wrong.
         """
+        shared_budget()
         while True:
             work = self.workload
             hook = partial(TrainingHook, work.conn_id, work.namespace, pauses=())  # it is for the watch to try again

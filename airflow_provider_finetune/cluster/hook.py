@@ -15,8 +15,7 @@ from airflow_provider_finetune.cluster.asked import asked
 from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterClient
 from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
-from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old
-from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
 from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
@@ -368,13 +367,8 @@ def _forms(conn_id: str) -> list[TrainerApi]:
     """Return the forms of a TrainJob in the order in which they are tried."""
     said = setting("trainer_api")
     if said and said not in {form.value for form in TrainerApi}:
-        failure = Failure(
-            failure_class="user",
-            cause="unknown_setting",
-            message=f"[finetune] trainer_api={said!r} is no form of a TrainJob",
-            cure=f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out",
-        )
-        raise refused("airflow.cfg or AIRFLOW__FINETUNE__TRAINER_API", failure)
+        cure = f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out"
+        raise wrong_setting("trainer_api", said, "is no form of a TrainJob", cure)
     if said:
         return [TrainerApi(said)]
     return sorted(TrainerApi, key=lambda form: form is not _trainer_api.get(conn_id))

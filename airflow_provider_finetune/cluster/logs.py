@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from airflow_provider_finetune.cluster.refusals import wrong_setting
 from airflow_provider_finetune.settings import setting
 
 READS_PER_SECOND = 20.0
@@ -54,14 +56,33 @@ class ReadBudget:
                 self._next = (self._next if now - self._next < self._spacing else now) + self._spacing
 
 
+def reads_per_second() -> float:
+    """Return how many reads one triggerer may ask of an API server per second.
+
+    :raises Refused: ``[finetune] reads_per_second`` is no number above 0.
+    """
+    said = setting("reads_per_second") or str(READS_PER_SECOND)
+    try:
+        number = float(said)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        cure = f"Set it to a number such as {READS_PER_SECOND:g}, or leave it out"
+        raise wrong_setting("reads_per_second", said, "is no number above 0", cure)
+    return number
+
+
 _budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, ReadBudget] = WeakKeyDictionary()
 
 
 def shared_budget() -> ReadBudget:
-    """Return the budget of this event loop."""
+    """Return the budget of this event loop.
+
+    :raises Refused: as :func:`reads_per_second`.
+    """
     loop = asyncio.get_running_loop()
     if loop not in _budgets:
-        _budgets[loop] = ReadBudget(float(setting("reads_per_second") or READS_PER_SECOND))
+        _budgets[loop] = ReadBudget(reads_per_second())
     return _budgets[loop]
 
 

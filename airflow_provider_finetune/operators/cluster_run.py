@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
+from airflow_provider_finetune.cluster.logs import reads_per_second
 from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFailed, training_error
@@ -52,8 +53,9 @@ class ClusterRun:
 
         :param recover: look for the outcome of a training that has ended without a word, and train only without one.
         :raises InvalidParameters: no TrainJob of this cluster can carry what was asked for.
-        :raises TrainingFailed: the cluster refuses it, or does not answer.
+        :raises TrainingFailed: the cluster refuses it, or does not answer, or a setting is wrong.
         """
+        reads_per_second()  # a wrong one would be found by the triggerer, with the job made
         if deployment_id() is None:
             self._log.info(
                 "Neither [finetune] deployment_id nor [api] base_url is set: no other Airflow without them may train "

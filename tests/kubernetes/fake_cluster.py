@@ -84,6 +84,7 @@ class FakeCluster:
         self.requests: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}  # by kind, or by verb and kind
         self.unlisted: set[str] = set()  # names that a list does not show: it is older than they are
+        self.expired = 0  # how many second pages of lists are refused
         self.oldest = 0
         self._version = 100
         self._history: list[tuple[int, str, dict[str, Any]]] = []
@@ -175,6 +176,10 @@ class FakeCluster:
         wanted = dict(label.split("=") for label in request.query["labelSelector"].split(","))
         found = [thing for name, thing in self.objects[kind].items() if name not in self.unlisted]
         things = [thing for thing in found if wanted.items() <= thing["metadata"]["labels"].items()]
+        if "continue" in request.query and self.expired:
+            self.expired -= 1
+            body = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            return web.json_response(body, status=410)
         begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", len(things)))
         more = {"continue": str(begin + limit)} if begin + limit < len(things) else {}
         metadata = {"resourceVersion": str(self._version), **more}

@@ -483,6 +483,18 @@ def test_a_triggerer_without_the_right_to_watch_says_which_and_lets_the_job_trai
     in_cluster(monkeypatch, story)
 
 
+def test_a_triggerer_with_a_wrong_setting_says_which_and_lets_the_job_train(monkeypatch: Any) -> None:
+    monkeypatch.setenv("AIRFLOW__FINETUNE__READS_PER_SECOND", "many")
+
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
+        payload = await event_of(trigger_of("a"))
+        assert payload["unknown"] is True
+        assert "reads_per_second='many' is no number above 0" in payload["outcome"]["failure"]["message"]
+
+    in_cluster(monkeypatch, story)
+
+
 async def cancelled(cluster: FakeCluster, trigger: TrainingTrigger) -> None:
     cluster.put("trainjobs", train_job("a"))
     waiting_for = asyncio.create_task(event_of(trigger))

@@ -120,6 +120,18 @@ def test_a_first_try_asks_for_no_pods(api: ApiServer) -> None:
     assert f"GET {CORE}/pods" not in api.asked
 
 
+@pytest.mark.parametrize("value", ["many", "0", "-1", "nan", "inf"])
+def test_a_pace_of_reads_that_is_none_is_said_before_anything_is_made(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__FINETUNE__READS_PER_SECOND", value)
+    with pytest.raises(AirflowFailException) as error:
+        Task().execute(context())
+    assert f"[finetune] reads_per_second='{value}' is no number above 0" in str(error.value)
+    assert "Set it to a number such as 20, or leave it out" in str(error.value)
+    assert not api.asked
+
+
 def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(api: ApiServer) -> None:
     let_submit(api)
     api.answer(f"get {CORE}/pods", pods("Running"), pods("Failed"))

@@ -99,6 +99,18 @@ def test_a_long_list_is_read_in_pages() -> None:
     in_cluster(story)
 
 
+def test_a_list_that_expires_between_two_pages_is_read_anew() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        for number in range(PAGE + 1):
+            cluster.put("trainjobs", train_job(f"j{number}"))
+        cluster.expired = 1
+        async with watching(cluster, "j0") as (watch, _):
+            assert watch.job(f"j{PAGE}", f"uid-j{PAGE}")
+            assert cluster.count("GET trainjobs") == 4
+
+    in_cluster(story)
+
+
 def test_a_follower_is_woken_by_its_own_job_and_pods_only_and_not_by_what_says_nothing_new() -> None:
     async def story(cluster: FakeCluster) -> None:
         job = train_job("a")
