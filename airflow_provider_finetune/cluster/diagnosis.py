@@ -37,7 +37,8 @@ def why_stuck(job: JobState, pods: Iterable[PodState], events: Iterable[Mapping[
     :param nodes: how many pods train together.
     """
     starting = [pod for pod in pods if pod.live and not pod.started_at]
-    shown = [found for pod in starting if (found := _by_rule(POD_RULES, *(pod.waiting or ("", "")), f"Pod {pod.name}"))]
+    waits = [(f"Pod {pod.name}", *(pod.waiting or ("", ""))) for pod in starting]
+    shown = [found for wait in waits if (found := _by_rule(POD_RULES, *wait, nodes))]
     # The text of a back-off may be only that; then the events tell what it backs off from.
     clear = [found for found in shown if found.failure.cause != "image_pull"]
     if clear:
@@ -45,7 +46,7 @@ def why_stuck(job: JobState, pods: Iterable[PodState], events: Iterable[Mapping[
     said = sorted(events, key=_event_time)
     for pod in starting:
         for event in reversed(_troubles(said, pod)):
-            found = _by_rule(POD_RULES, event.get("reason", ""), event.get("message", ""), f"Pod {pod.name}")
+            found = _by_rule(POD_RULES, f"Pod {pod.name}", event.get("reason", ""), event.get("message", ""), nodes)
             if found:
                 return found
     found = _why_no_pod(said) if len(starting) < nodes else None
@@ -58,7 +59,7 @@ def _why_no_pod(events: Sequence[Mapping[str, Any]]) -> Stuck | None:
             about = event.get("involvedObject") or {}
             if about.get("kind") == kind:
                 where = f"{kind} {about.get('name')}"
-                found = _by_rule(NO_POD_RULES, event.get("reason", ""), event.get("message", ""), where)
+                found = _by_rule(NO_POD_RULES, where, event.get("reason", ""), event.get("message", ""))
                 if found:
                     return found
     return None
@@ -72,13 +73,14 @@ def _troubles(events: Sequence[Mapping[str, Any]], pod: PodState) -> list[Mappin
     return ours if pulling else ours[last + 1 :]
 
 
-def _by_rule(rules: Iterable[Rule], reason: str, text: str, where: str) -> Stuck | None:
+def _by_rule(rules: Iterable[Rule], where: str, reason: str, text: str, nodes: int = 1) -> Stuck | None:
     rule = next((rule for rule in rules if rule.fits(reason, text)), None)
     if rule is None or not rule.cause:
         return None
     message = f"{rule.what}. {where}: {_shortened(text) or reason}"
-    failure = Failure(failure_class=rule.failure_class, cause=rule.cause, message=message, cure=rule.cure)
-    return Stuck(failure, hopeless=rule.failure_class == "user")
+    failure_class = "user" if rule.one_node and nodes > 1 else rule.failure_class
+    failure = Failure(failure_class=failure_class, cause=rule.cause, message=message, cure=rule.cure)
+    return Stuck(failure, hopeless=failure_class == "user")
 
 
 def _unexplained(job: JobState, starting: Sequence[PodState]) -> Failure:

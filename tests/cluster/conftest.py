@@ -56,24 +56,27 @@ def cluster(train_python: Path) -> Iterator[Cluster]:
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace with the service account ``airflow``, which may do nothing, and two claims.
 
-    ``work`` can be mounted by many nodes at once (RWX) and ``rwo`` by one; both are empty, and are the folders
-    ``cluster.work_dir / namespace / "work"`` and ``.../"rwo"`` of this machine.
+    ``work`` can be mounted by many nodes at once (RWX), and is an empty folder of this machine,
+    ``cluster.work_dir / namespace / "work"``; ``rwo`` by one, and its volume belongs to a node that is not there.
     """
     name = f"test-{os.getpid()}-{next(_ids)}"
-    claims = [("work", "ReadWriteMany"), ("rwo", "ReadWriteOnce")]
+    claims = [("work", "ReadWriteMany", ""), ("rwo", "ReadWriteOnce", "elsewhere")]
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "airflow", "namespace": name}}
-    cluster.apply(account, *(item for claim, mode in claims for item in claim_objects(cluster, name, claim, mode)))
+    cluster.apply(account, *(item for claim in claims for item in claim_objects(cluster, name, *claim)))
     yield name
     end_jobs(cluster, name)
     # Nothing waits for these; the namespace alone would take 10 s.
     cluster.kubectl("delete", "namespace", name, "--wait=false")
-    cluster.kubectl("delete", "persistentvolume", "--wait=false", *(f"{name}-{claim}" for claim, _ in claims))
+    cluster.kubectl("delete", "persistentvolume", "--wait=false", *(f"{name}-{claim}" for claim, *_ in claims))
     shutil.rmtree(cluster.work_dir / name)
 
 
-def claim_objects(cluster: Cluster, namespace: str, name: str, mode: str) -> list[dict[str, Any]]:
-    """A claim and its volume, which is the folder ``cluster.work_dir / namespace / name`` of this machine."""
+def claim_objects(cluster: Cluster, namespace: str, name: str, mode: str, node: str = "") -> list[dict[str, Any]]:
+    """A claim and its volume, which is the folder ``cluster.work_dir / namespace / name`` of this machine.
+
+    :param node: the only one on which the volume can be mounted; by default any.
+    """
     folder = cluster.work_dir / namespace / name
     folder.mkdir(parents=True)
     folder.chmod(0o777)  # pods that are not root write there too
@@ -81,12 +84,14 @@ def claim_objects(cluster: Cluster, namespace: str, name: str, mode: str) -> lis
     common = {"accessModes": [mode], "storageClassName": ""}
     size = {"storage": "10Gi"}
     claimed = {"namespace": namespace, "name": name}
+    on_node = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    affinity = {"nodeAffinity": {"required": {"nodeSelectorTerms": [on_node]}}} if node else {}
     return [
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {"name": volume},
-            "spec": {**common, "capacity": size, "hostPath": {"path": str(folder)}, "claimRef": claimed},
+            "spec": {**common, **affinity, "capacity": size, "hostPath": {"path": str(folder)}, "claimRef": claimed},
         },
         {
             "apiVersion": "v1",

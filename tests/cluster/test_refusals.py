@@ -275,6 +275,12 @@ LATE: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "Insufficient nvidia.com/gpu",
         "training_resource_gpu_per_worker",
     ),
+    "a claim of another node": (
+        {"dataset": "pvc://rwo/train.jsonl"},
+        "resources",
+        "PersistentVolume's node affinity",
+        "Take a ReadWriteMany claim",
+    ),
     "an image that cannot be pulled": (
         {"image": "registry.invalid/training-hub:1"},
         "infrastructure",

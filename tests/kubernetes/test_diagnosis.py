@@ -80,6 +80,30 @@ def test_what_a_pod_that_is_not_scheduled_says(text: str, cause: str, hopeless: 
     assert (found.failure.cause, found.hopeless) == (cause, bool(hopeless))
 
 
+MULTI_ATTACH = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) y-node-0-0-abc'
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (NODES + "1 Insufficient nvidia.com/gpu, 2 node(s) had volume node affinity conflict.", "claim_elsewhere"),
+        (NODES + "1 node(s) didn't match PersistentVolume's node affinity.", "claim_elsewhere"),
+        (NODES + "1 node(s) had no available volume zone.", "claim_elsewhere"),
+        (MULTI_ATTACH, "claim_in_use"),
+    ],
+)
+@pytest.mark.parametrize(("nodes", "hopeless"), [(1, False), (2, True)])
+def test_a_claim_for_one_node_keeps_one_pod_waiting_and_several_for_ever(
+    text: str, cause: str, nodes: int, hopeless: bool
+) -> None:
+    attaching = pod_state(pod("x", waiting("ContainerCreating")))
+    pods = [attaching if cause == "claim_in_use" else pod_state(unschedulable(text))]
+    events = [event("Pod", attaching.name, "FailedAttachVolume", text, UID)] if cause == "claim_in_use" else []
+    found = why_stuck(job_state(JOB), pods, events, nodes)
+    assert (found.failure.cause, found.hopeless) == (cause, hopeless)
+    assert "Take a ReadWriteMany claim" in found.failure.cure
+
+
 @pytest.mark.parametrize(
     ("events", "cause", "hopeless"),
     [
