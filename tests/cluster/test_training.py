@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,32 @@ from tests.cluster.conftest import claim_objects
 
 EXAMPLE = Path(__file__).parents[2] / "example_dags" / "kubernetes.py"
 
+PHASES = ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded")
+WEIGHTS = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training, and what comes of it.
+
+    * ``task``: its source in a DAG file, with the arguments ``TASK``; ``launcher``: what runs it
+    * ``model``: the kind of its model; ``says``: words of its log
+    """
+
+    task: str
+    model: str
+    launcher: str = "trainjob"
+    says: tuple[str, ...] = PHASES
+
+
 TRAININGS = {
-    "lora": 'LoRAOperator(task_id="train", training_lora_r=4, **CLUSTER)',
-    "sft": 'FineTuneOperator(task_id="train", training_algorithm="SFT", **CLUSTER)',
-    "sft on two nodes": (
-        'FineTuneOperator(task_id="train", training_algorithm="SFT", training_resource_num_workers=2, **CLUSTER)'
+    "lora": Case("LoRAOperator(training_lora_r=4, **TASK)", "adapter"),
+    "sft": Case('FineTuneOperator(training_algorithm="SFT", **TASK)', "full"),
+    "sft on two nodes": Case(
+        'FineTuneOperator(training_algorithm="SFT", training_resource_num_workers=2, **TASK)', "full"
     ),
 }
 SMALL = {"gpus": 0, "cpu": "900m", "memory": "3Gi"}
-KIND = {"lora": "adapter", "sft": "full", "sft on two nodes": "full"}
 
 Run = Callable[..., SimpleNamespace]
 XCom = Callable[..., Any]
@@ -38,23 +56,22 @@ def jobs(cluster: Cluster, namespace: str) -> str:
     return cluster.kubectl("get", "trainjobs", f"--namespace={namespace}", "--output=name")
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_ends_as_a_model_on_the_claim(
-    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, training: str
+    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, name: str
 ) -> None:
-    result = run(TRAININGS[training])
+    case = TRAININGS[name]
+    result = run(f"TASK = CLUSTER | {{'task_id': 'train', 'launcher': {case.launcher!r}}}\n{case.task}")
     assert result.state == "success", result.log[-4000:]
     said = xcom(result.tasks["train"])
     place = f"runs/{result.dag.dag_id}/"
     assert said["model_uri"].startswith(f"pvc://work/{place}")
     model = claim / said["model_uri"].removeprefix("pvc://work/")
-    weights = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}[KIND[training]]
-    assert (model / weights).is_file()
+    assert (model / WEIGHTS[case.model]).is_file()
     assert (claim / said["loss_chart"].removeprefix("pvc://work/")).is_file()
     assert said["metrics"]["loss"] > 0
-    assert said["job"]["launcher"] == "trainjob"
-    for line in ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded"):
-        assert line in result.log
+    assert said["job"]["launcher"] == case.launcher
+    assert [words for words in case.says if words not in result.log] == []
     assert "finetune-progress" not in result.log
     assert jobs(cluster, namespace) == ""
 
