@@ -1,4 +1,8 @@
-"""An API server of TrainJobs and pods over HTTP: list, watch, logs, events, deletion; and objects as it has them."""
+"""An API server of TrainJobs and pods over HTTP: list, watch, logs, events, deletion; and objects as it has them.
+
+A real server beside kmock, whose emulator has neither resource versions nor pages, bookmarks and expired watches, and
+cannot stop and come back on the same port: what a watch has to live with.
+"""
 
 from __future__ import annotations
 
