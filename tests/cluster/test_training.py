@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.runtime import load
-from tests.cluster.conftest import claim_objects
 
 EXAMPLE = Path(__file__).parents[2] / "example_dags" / "kubernetes.py"
 
