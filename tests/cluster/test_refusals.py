@@ -152,15 +152,17 @@ def test_a_right_to_watch_that_is_missing_is_named_and_ends_no_training(
     namespace: str,
     train: Train,
     without: Callable[[str, str], str],
+    queue: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(cache, "_REFUSED_SECONDS", 1.0)
     account, before = without("pods", "watch"), jobs(cluster, namespace)
-    error = train()
+    error = train(queue_name=queue)  # so that it does not end meanwhile
     assert (error.kind, error.cause, error.tries) == ("infrastructure", "forbidden", 2)
     assert f"'{account}', the account of connection 'kubernetes_default', may not watch 'pods'" in error.message
     assert "rbac.yaml has the least that is needed. A retry goes on with the job" in error.cure
-    assert set(jobs(cluster, namespace)) > set(before)
+    (job,) = {*jobs(cluster, namespace)} - {*before}
+    assert f"Following TrainJob {job.partition('/')[2]} of an earlier try" in error.log
     end_jobs(cluster, namespace)
 
 

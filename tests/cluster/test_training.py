@@ -1,7 +1,7 @@
 """Real trainings in real pods, each through a real Airflow task with the rights that are shipped.
 
 Aspects: data in, model out on the claim, XCom, phases and progress in the task log, what is left in the cluster;
-several nodes; a worker that waits itself; the example DAG, whose last pod reads the model.
+several nodes; a worker that waits itself; the example DAG with its claim, whose last pod reads the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.cluster import rights
 from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.runtime import load
@@ -99,14 +101,20 @@ def test_a_job_that_failed_stays_until_the_next_success_of_its_task(
 def test_the_example_prepares_trains_and_evaluates(
     cluster: Cluster,
     namespace: str,
+    account: Path,
     train_python: Path,
     model_to: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
     run_file: Callable[..., SimpleNamespace],
 ) -> None:
-    cluster.apply(*claim_objects(cluster, namespace, "training", "ReadWriteMany"))
+    cluster.apply(*rights.shipped(namespace, file="pods.yaml"))
+    volume, _ = claim_objects(cluster, namespace, "training", "ReadWriteMany")
+    claim = yaml.safe_load((rights.SHIPPED / "claim.yaml").read_text(encoding="utf-8"))
+    claim["metadata"]["namespace"] = namespace
+    volume["spec"]["capacity"] = claim["spec"]["resources"]["requests"]
+    cluster.apply(volume, claim)
     model_to(cluster.work_dir / namespace / "training" / "tiny")
-    connection = {"kube_config_path": str(cluster.kubeconfig), "namespace": namespace}
+    connection = {"kube_config_path": str(account), "namespace": namespace}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": connection}))
     # A pod of the example has no image here: as in the runtime of the tests it sees the machine's own Python.
     pod = load(train_python)["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
