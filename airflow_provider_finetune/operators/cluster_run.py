@@ -30,8 +30,9 @@ from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 from airflow_provider_finetune.settings import deployment_id
 from airflow_provider_finetune.triggers import TrainingTrigger
 
-_PODS_END_SECONDS = 300.0
-"""How long a new training waits for the pods of earlier tries; then the task fails and may be tried again."""
+_PODS_END_SECONDS = 600.0
+"""How long a new training waits for the pods of earlier tries, whose grace period may be minutes; then the task fails
+and may be tried again."""
 
 
 class ClusterRun:
