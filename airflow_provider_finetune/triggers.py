@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_finetune.contract.outcome import Outcome
+from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
+from airflow_provider_finetune.launchers.observed import JOB
 
 if TYPE_CHECKING:
     from airflow_provider_finetune.cluster.follow import Following
@@ -27,8 +28,8 @@ class TrainingTrigger(BaseTrigger):
     """Follows one training to its end and fires one event.
 
     The event's payload: ``outcome`` (the small form of :class:`Outcome`, also of a failure), ``workload`` (which one
-    was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, where a job that is complete has left
-    no word, ``recover``.
+    was followed in the end), ``phases`` (seconds by phase), ``runs_once`` and, each only where it is so, ``recover``
+    (the job is complete and has left no word), ``gone`` (it was deleted), ``unknown`` (it is no longer followed).
 
     :param workload: fields of :class:`~airflow_provider_finetune.cluster.hook.Workload`.
     :param clocks: seconds of ``queue_timeout``, ``startup_timeout`` and ``training_timeout``, ``None`` without a limit.
@@ -82,12 +83,13 @@ class TrainingTrigger(BaseTrigger):
         try:
             payload = await self._following.result()
         except TrainingFailed as error:
-            outcome = Outcome(status="failed", failure=error.failure)
+            outcome = Outcome(status="failed", failure=self._unknown(error.failure))
             payload = {
                 "outcome": json.loads(outcome.to_small_json()),
                 "workload": self._current(),
                 "phases": {},
                 "runs_once": False,
+                "unknown": True,
             }
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's
@@ -138,12 +140,18 @@ class TrainingTrigger(BaseTrigger):
         try:
             async with TrainingHook(workload["conn_id"], workload["namespace"]) as hook:
                 await hook.delete_job(workload["name"], workload["uid"])
-                gone = await hook.wait_until_pods_are_gone(workload["name"], _PODS_SECONDS)
+                stay = await hook.pods_that_stay({JOB: workload["name"]}, _PODS_SECONDS)
         except TrainingFailed as error:
             self.log.error("TrainJob %s could not be deleted and may train on. %s", self._name(), error)
             return
-        if not gone:
-            self.log.warning("TrainJob %s is deleted, and its pods are still ending", self._name())
+        if stay:
+            self.log.warning("TrainJob %s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
+
+    def _unknown(self, why: Failure) -> Failure:
+        """Return why the task waits no longer; another try can go on with the job, whatever the reason."""
+        message = f"TrainJob {self._name()} is no longer followed, and may train on. {why.message}"
+        cure = f"{why.cure}. A retry goes on with the job; clearing the task begins a new one"
+        return replace(why, failure_class="infrastructure", message=message, cure=cure)
 
     def _current(self) -> dict[str, str]:
         return asdict(self._following.workload) if self._following else self.workload

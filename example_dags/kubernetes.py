@@ -1,7 +1,6 @@
 """Prepare data, fine-tune on Kubernetes, evaluate: three pods that share one claim.
 
-README, "Kubernetes", says what the cluster needs. The pool keeps the sum of GPUs in bounds, and counts tasks that wait
-deferred as well: ``airflow pools set gpus 4 "GPUs that DAGs may use" --include-deferred``.
+README, "Kubernetes", says what cluster and Airflow need: claim, image, rights, connection and the pool ``gpus``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from airflow.sdk import DAG, Param
 
 from airflow_provider_finetune import LoRAOperator, volumes_for
 
-CLAIM = "training"
+CLAIM = "training"  # put in yours, and your image with training-hub
 IMAGE = "registry.example/training-hub:0.11.2"
 
 PREPARE = """
@@ -47,13 +46,14 @@ with DAG(
     claim = volumes_for(f"pvc://{CLAIM}", claim_read_only=False)
     data = f"{claim.path}/data/{{{{ run_id }}}}/train.jsonl"
 
-    prepare = KubernetesPodOperator(
-        task_id="prepare",
-        image=IMAGE,
-        cmds=["python3", "-c", PREPARE, data],
-        volumes=claim.volumes,
-        volume_mounts=claim.volume_mounts,
-    )
+    pod = {
+        "image": IMAGE,
+        "volumes": claim.volumes,
+        "volume_mounts": claim.volume_mounts,
+        "security_context": {"fsGroup": 1001},  # as in the runtime: the image's user may write to the claim
+    }
+
+    prepare = KubernetesPodOperator(task_id="prepare", cmds=["python3", "-c", PREPARE, data], **pod)
     train = LoRAOperator(
         task_id="train",
         pool="gpus",
@@ -65,11 +65,6 @@ with DAG(
         training_resource_memory_per_worker="{{ params.memory }}",
         training_effective_batch_size=8,
     )
-    evaluate = KubernetesPodOperator(
-        task_id="evaluate",
-        image=IMAGE,
-        cmds=["python3", "-c", EVALUATE, "{{ ti.xcom_pull('train')['model_path'] }}"],
-        volumes=claim.volumes,
-        volume_mounts=claim.volume_mounts,
-    )
+    model = "{{ ti.xcom_pull('train')['model_path'] }}"
+    evaluate = KubernetesPodOperator(task_id="evaluate", cmds=["python3", "-c", EVALUATE, model], **pod)
     prepare >> train >> evaluate

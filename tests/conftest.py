@@ -25,7 +25,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def train_python() -> Path:
     """The interpreter with training-hub."""
-    path = os.environ.get("FINETUNE_TRAIN_PYTHON")
-    if not path:
-        pytest.skip("FINETUNE_TRAIN_PYTHON is not set; scripts/test sets it to .venv/train/bin/python")
-    return Path(path)
+    path = Path(os.environ.get("FINETUNE_TRAIN_PYTHON") or Path(__file__).parents[1] / ".venv/train/bin/python")
+    if not path.exists():
+        pytest.fail(f"There is no {path}: `make .venv/train/.done` makes it, FINETUNE_TRAIN_PYTHON names another")
+    return path

@@ -22,8 +22,11 @@ _SHORT_WATCH = 1.0
 _SETTLED_WATCH = 5.0
 """Seconds; one that lasted longer had been accepted, whatever it ended with."""
 
-_REFUSED_FOR_GOOD = 3
-"""How often in a row a first list or watch must be refused, until nobody waits for a right that is missing."""
+_REFUSED_SECONDS = 300.0
+"""How long a beginning must be refused until nobody waits any more, e.g. for a right that is missing."""
+
+_MAY_PASS = ("unauthorized", "trainer_missing", "no_kubernetes_api")
+"""Refusals that come also while a server starts or a token is renewed."""
 
 
 class Source(Protocol):
@@ -53,6 +56,24 @@ class Outage:
     since: float
     reason: str
     listing: bool
+
+
+class Patience:
+    """Tells when it is in vain to wait: each attempt is refused, for a cause that only people mend, and for minutes."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def ends(self, error: Exception) -> bool:
+        """Return whether nobody needs to wait any more.
+
+        :param error: what the last attempt ended with, as those before it were told.
+        """
+        if not isinstance(error, TrainingRejected) or error.failure.cause in _MAY_PASS:
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since >= _REFUSED_SECONDS
 
 
 class _Expired(Exception):
@@ -105,6 +126,7 @@ class Cache(Generic[State]):
         self._listeners = listeners
         self._version = ""
         self._failures = 0
+        self._patience = Patience()
         self._served = False
 
     async def run(self, source: Source) -> None:
@@ -221,11 +243,12 @@ class Cache(Generic[State]):
 
     def _failed(self, error: Exception, *, listing: bool) -> None:
         self._failures += 1
+        in_vain = self._patience.ends(error) and not self._served
         self._version = ""  # a list tells at once that the server is back; a watch is silent until something changes
         if self._failures == 1:
             return  # a connection was cut, and the next one may hold: not worth a line in every task's log
         known, self.outage = self.outage, self.outage or Outage(time.monotonic(), explained(error), listing)
-        if not self._served and self._failures >= _REFUSED_FOR_GOOD and isinstance(error, TrainingRejected):
+        if in_vain:
             self._listeners.fail(error)
         elif known is None:
             self._listeners.wake_all()

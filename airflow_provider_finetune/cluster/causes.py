@@ -19,6 +19,7 @@ class Rule:
     * ``failure_class``, ``cause``, ``cure``: of the :class:`Failure`; no ``cause`` marks what is to be passed over.
       Class ``user`` is what time does not mend
     * ``what``: what has happened, in words
+    * ``one_node``: time mends it for a training on one node, and never for one on several
     """
 
     reason: str
@@ -27,6 +28,7 @@ class Rule:
     cause: str
     what: str
     cure: str
+    one_node: bool = False
 
     def fits(self, reason: str, text: str) -> bool:
         """Return whether this is the cause.
@@ -40,6 +42,7 @@ class Rule:
 _PULL = "ErrImagePull|ImagePullBackOff|Failed|BackOff|ImageInspectError|RegistryUnavailable"
 _CONFIG = "CreateContainerConfigError|Failed|FailedMount"
 _REGISTRY = "Check that the nodes reach the registry; the pull is tried again all the time"
+_SHARED = "Take a ReadWriteMany claim, which several nodes can mount; a training on one node may also wait"
 _GPUS = "Wait for running jobs, ask for fewer (training_resource_gpu_per_worker), or add nodes that have them"
 
 POD_RULES = (
@@ -137,6 +140,16 @@ POD_RULES = (
     ),
     Rule(
         "Unschedulable|FailedScheduling",
+        # In the words of older and of newer releases; of a zone; of a claim for one pod.
+        r"volume node affinity conflict|PersistentVolume's node affinity|no available volume zone|ReadWriteOncePod",
+        "resources",
+        "claim_elsewhere",
+        "A claim can be mounted on some nodes only, and the pod finds no place there",
+        _SHARED,
+        one_node=True,
+    ),
+    Rule(
+        "Unschedulable|FailedScheduling",
         r"Insufficient (?!cpu\b|memory\b|ephemeral-storage\b|pods\b)\S+",
         "resources",
         "no_free_gpus",
@@ -165,7 +178,8 @@ POD_RULES = (
         "resources",
         "claim_in_use",
         "A ReadWriteOnce claim is in use on another node",
-        "Wait for the pod that uses it, or take a ReadWriteMany claim",
+        _SHARED,
+        one_node=True,
     ),
     Rule(
         "FailedMount|FailedAttachVolume",

@@ -124,6 +124,7 @@ class ClusterClient:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         timeout: float = REQUEST_SECONDS,
+        silence: float | None = None,
     ) -> AsyncIterator[ClientResponse]:
         """Give a successful answer whose body has still to be read; what is not read by the end is dropped.
 
@@ -133,6 +134,7 @@ class ClusterClient:
         :param query: as in :meth:`request`.
         :param body: as in :meth:`request`.
         :param timeout: seconds until the body has been read.
+        :param silence: seconds in which nothing comes, after which the connection counts as broken.
         :yields: the answer.
         :raises Refused: it is refused, or the server does not answer or stops doing so.
         :raises RuntimeError: the client is not open.
@@ -142,7 +144,7 @@ class ClusterClient:
         client = self._client
         if client is None:
             raise RuntimeError("The client is used before it is open, or after")
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS, sock_read=silence)
         content = _content_type(method, query or {})
         for first in (True, False):
             async with client.used() as api:

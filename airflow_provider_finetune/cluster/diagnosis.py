@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_finetune.cluster.causes import NO_POD_RULES, POD_RULES, Rule
+from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import (
     DATA_MARK,
     PEER_FAILED,
@@ -16,6 +17,7 @@ from airflow_provider_finetune.contract.outcome import (
     Outcome,
     UnreadableOutcome,
 )
+from airflow_provider_finetune.launchers.clocks import Clock
 from airflow_provider_finetune.launchers.observed import JobState, PodState
 
 _LONGEST_TEXT = 500
@@ -44,7 +46,8 @@ def why_stuck(job: JobState, pods: Iterable[PodState], events: Iterable[Mapping[
     :param nodes: how many pods train together.
     """
     starting = [pod for pod in pods if pod.live and not pod.started_at]
-    shown = [found for pod in starting if (found := _by_rule(POD_RULES, *(pod.waiting or ("", "")), f"Pod {pod.name}"))]
+    waits = [(f"Pod {pod.name}", *(pod.waiting or ("", ""))) for pod in starting]
+    shown = [found for wait in waits if (found := _by_rule(POD_RULES, *wait, nodes))]
     # The text of a back-off may be only that; then the events tell what it backs off from.
     clear = [found for found in shown if found.failure.cause != "image_pull"]
     if clear:
@@ -52,7 +55,7 @@ def why_stuck(job: JobState, pods: Iterable[PodState], events: Iterable[Mapping[
     said = sorted(events, key=_event_time)
     for pod in starting:
         for event in reversed(_troubles(said, pod)):
-            found = _by_rule(POD_RULES, event.get("reason", ""), event.get("message", ""), f"Pod {pod.name}")
+            found = _by_rule(POD_RULES, f"Pod {pod.name}", event.get("reason", ""), event.get("message", ""), nodes)
             if found:
                 return found
     found = _why_no_pod(said) if len(starting) < nodes else None
@@ -65,7 +68,7 @@ def _why_no_pod(events: Sequence[Mapping[str, Any]]) -> Stuck | None:
             about = event.get("involvedObject") or {}
             if about.get("kind") == kind:
                 where = f"{kind} {about.get('name')}"
-                found = _by_rule(NO_POD_RULES, event.get("reason", ""), event.get("message", ""), where)
+                found = _by_rule(NO_POD_RULES, where, event.get("reason", ""), event.get("message", ""))
                 if found:
                     return found
     return None
@@ -79,13 +82,14 @@ def _troubles(events: Sequence[Mapping[str, Any]], pod: PodState) -> list[Mappin
     return ours if pulling else ours[last + 1 :]
 
 
-def _by_rule(rules: Iterable[Rule], reason: str, text: str, where: str) -> Stuck | None:
+def _by_rule(rules: Iterable[Rule], where: str, reason: str, text: str, nodes: int = 1) -> Stuck | None:
     rule = next((rule for rule in rules if rule.fits(reason, text)), None)
     if rule is None or not rule.cause:
         return None
     message = f"{rule.what}. {where}: {_shortened(text) or reason}"
-    failure = Failure(failure_class=rule.failure_class, cause=rule.cause, message=message, cure=rule.cure)
-    return Stuck(failure, hopeless=rule.failure_class == "user")
+    failure_class = "user" if rule.one_node and nodes > 1 else rule.failure_class
+    failure = Failure(failure_class=failure_class, cause=rule.cause, message=message, cure=rule.cure)
+    return Stuck(failure, hopeless=failure_class == "user")
 
 
 def _unexplained(job: JobState, starting: Sequence[PodState]) -> Failure:
@@ -143,6 +147,30 @@ def why_queued(job: JobState, events: Iterable[Mapping[str, Any]]) -> Stuck | No
 
 _QUEUE_REASONS = ("Pending", "Inadmissible", "Stopped", "Preempted")
 
+
+def run_out(clock: Clock, now: datetime, stuck: Stuck | None) -> Failure:
+    """Say which clock has run out, and what was waited for.
+
+    :param clock: the one that has.
+    :param now: the present.
+    :param stuck: what was waited for, as far as that is known.
+    """
+    waited, limit = duration(clock.limit - clock.left(now)), f"{clock.name}={clock.limit:g} s"
+    if clock.name == "training_timeout":
+        message = f"The training was ended after {waited}, by {limit}"
+        cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
+        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+    what = "The queue did not let the job in" if clock.name == "queue_timeout" else "The program did not start"
+    message = f"{what} within {limit} and the job was deleted after {waited}"
+    if stuck is None:
+        cure = f"Raise {clock.name}, or see what the queue or the cluster is busy with"
+        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+    cause = stuck.failure
+    return replace(
+        cause, cause=clock.name, message=f"{message}. {cause.message}", cure=f"{cause.cure}, or raise {clock.name}"
+    )
+
+
 NO_OUTCOME = "no_outcome"
 """Cause of a job that is complete and has left no word: its model may be there."""
 
@@ -183,7 +211,7 @@ def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
         cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
         return _failure("resources", "training_timeout", message, cure)
     pods = list(pods)
-    ended = sorted((pod for pod in pods if pod.finished_at and pod.exit_code), key=_culprit_first)
+    ended = sorted((pod for pod in pods if pod.fault or (pod.finished_at and pod.exit_code)), key=_culprit_first)
     if ended:
         return _why_pod_ended(ended[0])
     disrupted = next((pod for pod in pods if pod.disruption), None)
@@ -231,6 +259,10 @@ def _by_exit(pod: PodState) -> Failure:
         return _failure("resources", "out_of_memory", message, cure)
     if pod.disruption:
         return _evicted(pod)
+    if pod.fault:
+        reason, text = pod.fault
+        message = f"{_named(pod)} failed, and not by its program. {reason}: {_shortened(text)}"
+        return _failure("infrastructure", "pod_failed", message, "Look at its node, and at what the runtime adds to it")
     if pod.end in ("StartError", "ContainerCannotRun"):
         message = f"{_named(pod)} could not start its program: {_shortened(pod.words)}"
         return _failure("user", "program_missing", message, "Take an image that has python3 on its PATH")

@@ -14,16 +14,18 @@ from logging import Logger
 from typing import Any
 
 from airflow_provider_finetune.cluster.cache import Outage
-from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, Stuck, outcome_of
+from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
+from airflow_provider_finetune.cluster.logs import shared_budget
 from airflow_provider_finetune.cluster.relay import LogRelay
 from airflow_provider_finetune.cluster.watch import Follower, SharedWatch, following
 from airflow_provider_finetune.cluster.why import SLOW_SECONDS, WhyWaiting
 from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
-from airflow_provider_finetune.launchers.clocks import Clock, running_clock
+from airflow_provider_finetune.launchers.clocks import running_clock, spent_before
 from airflow_provider_finetune.launchers.observed import (
+    JOB,
     JobState,
     Phase,
     PodState,
@@ -85,8 +87,9 @@ class Following:
     async def result(self) -> dict[str, Any]:
         """Return what a trigger's event carries, of JSON values only.
 
-        :raises TrainingFailed: the cluster refuses to be watched.
+        :raises TrainingFailed: the cluster refuses to be watched, or a setting is wrong.
         """
+        shared_budget()
         while True:
             work = self.workload
             hook = partial(TrainingHook, work.conn_id, work.namespace, pauses=())  # it is for the watch to try again
@@ -119,11 +122,11 @@ class Following:
         return None if oldest is None or oldest.uid == self.workload.uid else oldest
 
     async def _give_way(self, older: str) -> None:
-        work = self.workload
-        if self._watch.job(work.name, work.uid):
-            message = "TrainJob %s was made for the same request before %s, which is deleted; the older one is followed"
-            self._log.warning(message, older, work.name)
-            await self._watch.source.delete_job(work.name, work.uid)
+        name = self.workload.name
+        message = "TrainJob %s was made for the same request before %s, which is deleted; the older one is followed"
+        self._log.warning(message, older, name)
+        # Also where no list has shown it yet: its create may be younger than the list.
+        await self._watch.source.delete_job(name, self.workload.uid)
 
     async def _to_the_end(self) -> dict[str, Any]:
         while True:
@@ -142,9 +145,10 @@ class Following:
                     return await self._ended(phase, job)
                 self._enter(phase, job, pods)
                 failure = await self._must_end(phase, job, pods)
-                if failure and await self._end(phase):
-                    return self._event(Outcome(status="failed", failure=failure), job)
-                pause = self._pause(phase, job, pods)
+                if failure is None:
+                    pause = self._pause(phase, job, pods)
+                elif await self._end(phase):
+                    return {**self._event(Outcome(status="failed", failure=failure), job), "gone": True}
             await self._follower.change(pause)
 
     def _tell_outage(self) -> None:
@@ -182,7 +186,7 @@ class Following:
             self._why.stop()
             before = f"{self._phase.value} {duration(self._spend(since))}; "
         else:
-            self._spent = _spent_before(phase, job, pods)
+            self._spent = spent_before(phase, job, pods)
         self._phase, self._phase_since, self._phase_seen = phase, since, time.monotonic()
         self._why = WhyWaiting(self._watch, self._terms.nodes, self._log, since)
         self._log.info("%s%s%s", before, phase.value, self._detail(phase, job, pods))
@@ -221,7 +225,7 @@ class Following:
         if clock is None or clock.left(_now()) > 0 or seen_for < min(clock.limit, SLOW_SECONDS):
             return None
         stuck = None if phase is Phase.RUNNING else await self._why.last_look(phase, job, pods)
-        return _run_out(clock, _now(), stuck)
+        return run_out(clock, _now(), stuck)
 
     def _begin_reading(self, job: JobState, pods: Sequence[PodState]) -> None:
         if self._reading is None:
@@ -267,11 +271,10 @@ class Following:
         until = time.monotonic() + (0 if job.reason == "DeadlineExceeded" else _EVIDENCE_SECONDS)
         while not _show_the_end(phase, self._watch.pods(job.name)) and (left := until - time.monotonic()) > 0:
             await self._follower.change(left)
-        pods = {pod.uid: pod for pod in self._watch.pods(job.name)}
-        if not _show_the_end(phase, pods.values()):
+        if not _show_the_end(phase, self._watch.pods(job.name)):
             with suppress(TrainingFailed):
-                pods |= {pod["metadata"]["uid"]: pod_state(pod) for pod in await self._watch.source.pods(job.name)}
-        return [*pods.values()]
+                return await self._known_pods()
+        return self._watch.pods(job.name)
 
     async def _deleted(self) -> dict[str, Any]:
         await self._stop_reading()
@@ -283,15 +286,14 @@ class Following:
             message=f"TrainJob {self.workload.name} was deleted before it had ended",
             cure="Run the task again; it trains on from the last checkpoint",
         )
-        return self._event(Outcome(status="failed", failure=failure), None)
+        return {**self._event(Outcome(status="failed", failure=failure), None), "gone": True}
 
     async def _end(self, phase: Phase) -> bool:
         """Delete the job, with its last lines shown before; return whether that was possible.
 
-        What the watch shows may be old by now: a job that has ended meanwhile is not ended by us.
+        What the watch shows may be old by now: a job that has ended meanwhile, or come further, is not ended by us.
         """
-        found = await self._ask_for_job()
-        if not isinstance(found, JobState) or not found.active:
+        if await self._phase_now() is not phase:
             return False
         await self._stop_reading()
         if self._relay:
@@ -304,6 +306,23 @@ class Following:
         spent = duration(self._spend(_now()))
         self._log.info("%s %s; TrainJob %s is deleted", phase.value, spent, self.workload.name)
         return True
+
+    async def _phase_now(self) -> Phase | None:
+        """Return where the training is by what the server says now, ``None`` where that is not known."""
+        found = await self._ask_for_job()
+        if not isinstance(found, JobState) or found.deleting:
+            return None
+        try:
+            pods = await self._known_pods()
+        except TrainingFailed:
+            return None
+        return phase_of(found, pods, self._terms.nodes)
+
+    async def _known_pods(self) -> list[PodState]:
+        """Return the pods as the server has them now, and those that have gone as they were last seen."""
+        pods = {pod.uid: pod for pod in self._watch.pods(self.workload.name)}
+        listed = await self._watch.source.pods({JOB: self.workload.name})
+        return [*(pods | {pod["metadata"]["uid"]: pod_state(pod) for pod in listed}).values()]
 
     def _event(self, outcome: Outcome, job: JobState | None) -> dict[str, Any]:
         return {
@@ -321,36 +340,4 @@ def _now() -> datetime:
 def _show_the_end(phase: Phase, pods: Any) -> bool:
     if phase is Phase.SUCCEEDED:
         return any(pod.rank == 0 and pod.finished_at for pod in pods)
-    return any(pod.finished_at or pod.disruption or not pod.live for pod in pods)
-
-
-def _spent_before(phase: Phase, job: JobState, pods: Sequence[PodState]) -> dict[str, float]:
-    """Return what the phases took that were over when a training was first looked at, as far as its objects tell."""
-    started = program_started(job, pods)
-    let_go = job.admitted_at or job.created
-    spans = {
-        Phase.QUEUED: (job.created, job.admitted_at if phase is not Phase.QUEUED else None),
-        Phase.STARTING: (let_go, started if phase is not Phase.STARTING else None),
-        Phase.RUNNING: (started, job.ended_at),
-    }
-    return {
-        name.value: max(0.0, (end - begin).total_seconds()) for name, (begin, end) in spans.items() if begin and end
-    }
-
-
-def _run_out(clock: Clock, now: datetime, stuck: Stuck | None) -> Failure:
-    """Say which clock has run out, and what was waited for."""
-    waited, limit = duration(clock.limit - clock.left(now)), f"{clock.name}={clock.limit:g} s"
-    if clock.name == "training_timeout":
-        message = f"The training was ended after {waited}, by {limit}"
-        cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
-        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
-    what = "The queue did not let the job in" if clock.name == "queue_timeout" else "The program did not start"
-    message = f"{what} within {limit} and the job was deleted after {waited}"
-    if stuck is None:
-        cure = f"Raise {clock.name}, or see what the queue or the cluster is busy with"
-        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
-    cause = stuck.failure
-    return replace(
-        cause, cause=clock.name, message=f"{message}. {cause.message}", cure=f"{cause.cure}, or raise {clock.name}"
-    )
+    return any(pod.finished_at or pod.fault or pod.disruption or not pod.live for pod in pods)

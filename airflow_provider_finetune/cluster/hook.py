@@ -14,8 +14,8 @@ from urllib.parse import quote
 from airflow_provider_finetune.cluster.asked import asked
 from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterClient
 from airflow_provider_finetune.cluster.echoes import sent_values
-from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old
-from airflow_provider_finetune.contract.outcome import Failure
+from airflow_provider_finetune.cluster.logs import LogTail
+from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
 from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
@@ -28,6 +28,9 @@ PAGE = 100
 
 WATCH_SECONDS = (300, 600)
 """How long one watch lasts, at random between these, so that those of many triggerers do not end together."""
+
+SILENT_SECONDS = 150.0
+"""How long nothing may come of a watch: a bookmark comes once a minute, and a connection may break without a word."""
 
 _PODS_POLL_SECONDS = (0.5, 5.0)
 _ENDED = ("Succeeded", "Failed")
@@ -216,35 +219,35 @@ class TrainingHook:
         body = {"metadata": {"uid": uid, "annotations": {DELIVERED: "true"}}}
         await self._unless_gone(self.request("PATCH", self._path("trainjobs", name), body=body))
 
-    async def pods(self, job_name: str) -> list[dict[str, Any]]:
-        """Return the pods of a TrainJob, also after it has been deleted.
+    async def pods(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the pods with these labels, also of TrainJobs that have been deleted.
 
-        :param job_name: its name.
+        :param selector: label and value of each.
         """
-        return await self._items("pods", {"labelSelector": f"jobset.sigs.k8s.io/jobset-name={job_name}"})
+        return await self._items("pods", {"labelSelector": _selector(selector)})
 
-    async def wait_until_pods_are_gone(self, job_name: str, timeout: float) -> bool:
-        """Wait until no pod of a TrainJob can write any more; return whether that is so.
+    async def pods_that_stay(self, selector: Mapping[str, str], timeout: float) -> list[str]:
+        """Wait until no pod with these labels can write any more, and return the names of those that still can.
 
         This is what the API knows: on a node that is cut off from it a program may go on.
 
-        :param job_name: its name.
+        :param selector: label and value of each.
         :param timeout: seconds.
         """
         end = asyncio.get_running_loop().time() + timeout
         pause, longest = _PODS_POLL_SECONDS
-        while any((pod.get("status") or {}).get("phase") not in _ENDED for pod in await self.pods(job_name)):
+        while stay := [pod["metadata"]["name"] for pod in await self.pods(selector) if _can_write(pod)]:
             left = end - asyncio.get_running_loop().time()
             if left <= 0:
-                return False
+                break
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, longest)
-        return True
+        return stay
 
     async def log_tail(
         self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES, container: str = "node"
-    ) -> list[str]:
-        """Return the last lines of a pod's log, each behind its time; none before the program has begun.
+    ) -> LogTail:
+        """Return the last lines of a pod's log; none before the program has begun.
 
         The server's own ``limitBytes`` cuts off the end, which is what matters. So the last bytes of what comes are
         kept, and where four times as much has come the rest is not waited for: the lines are that long.
@@ -268,10 +271,12 @@ class TrainingHook:
         except Refused as error:
             # 400: the container waits to start, or for its image; 404: the pod has gone.
             if error.status in (400, 404):
-                return []
+                return LogTail([], whole=True)
             raise
         found = tail.decode(errors="replace").splitlines()
-        return found[1:] if read > limit_bytes else found
+        if read > limit_bytes:
+            return LogTail(found[1:], whole=False)
+        return LogTail(found, whole=len(found) < lines)
 
     async def events(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the events of some objects, oldest first. A TrainJob's name is that of its JobSet too.
@@ -320,7 +325,8 @@ class TrainingHook:
         }
         path, rest = self._path(kind), b""
         what = asked(self.conn_id, "GET", path, watch=True)
-        async with self._client.answer(what, "GET", path, query=query, timeout=seconds + 30) as answer:
+        limits = {"timeout": seconds + 30, "silence": SILENT_SECONDS}
+        async with self._client.answer(what, "GET", path, query=query, **limits) as answer:
             # Not readline(): an object may be longer than what that holds.
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -361,16 +367,15 @@ def _forms(conn_id: str) -> list[TrainerApi]:
     """Return the forms of a TrainJob in the order in which they are tried."""
     said = setting("trainer_api")
     if said and said not in {form.value for form in TrainerApi}:
-        failure = Failure(
-            failure_class="user",
-            cause="unknown_setting",
-            message=f"[finetune] trainer_api={said!r} is no form of a TrainJob",
-            cure=f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out",
-        )
-        raise refused("airflow.cfg or AIRFLOW__FINETUNE__TRAINER_API", failure)
+        cure = f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out"
+        raise wrong_setting("trainer_api", said, "is no form of a TrainJob", cure)
     if said:
         return [TrainerApi(said)]
     return sorted(TrainerApi, key=lambda form: form is not _trainer_api.get(conn_id))
+
+
+def _can_write(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") not in _ENDED
 
 
 def _selector(labels: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from airflow_provider_finetune.cluster.refusals import wrong_setting
 from airflow_provider_finetune.settings import setting
 
 READS_PER_SECOND = 20.0
@@ -54,14 +56,33 @@ class ReadBudget:
                 self._next = (self._next if now - self._next < self._spacing else now) + self._spacing
 
 
+def reads_per_second() -> float:
+    """Return how many reads one triggerer may ask of an API server per second.
+
+    :raises Refused: ``[finetune] reads_per_second`` is no number above 0.
+    """
+    said = setting("reads_per_second") or str(READS_PER_SECOND)
+    try:
+        number = float(said)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        cure = f"Set it to a number such as {READS_PER_SECOND:g}, or leave it out"
+        raise wrong_setting("reads_per_second", said, "is no number above 0", cure)
+    return number
+
+
 _budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, ReadBudget] = WeakKeyDictionary()
 
 
 def shared_budget() -> ReadBudget:
-    """Return the budget of this event loop."""
+    """Return the budget of this event loop.
+
+    :raises Refused: as :func:`reads_per_second`.
+    """
     loop = asyncio.get_running_loop()
     if loop not in _budgets:
-        _budgets[loop] = ReadBudget(float(setting("reads_per_second") or READS_PER_SECOND))
+        _budgets[loop] = ReadBudget(reads_per_second())
     return _budgets[loop]
 
 
@@ -75,6 +96,13 @@ class _Moment(NamedTuple):
         return f"{datetime.fromtimestamp(self.seconds, timezone.utc):%H:%M:%S}"
 
 
+class LogTail(NamedTuple):
+    """Last lines of a log, each behind its time; ``whole``: there are no others before them."""
+
+    lines: Sequence[str]
+    whole: bool
+
+
 class NewLines:
     """Tells which lines of a log's end have not been seen yet.
 
@@ -86,23 +114,22 @@ class NewLines:
     def __init__(self, since: datetime | None = None) -> None:
         self._last = _Moment(int(since.timestamp()), 0) if since else None
         self._seen_at_last = 0
-        self._begun = False
 
-    def reaches_back(self, tail: Sequence[str]) -> bool:
+    def reaches_back(self, tail: LogTail) -> bool:
         """Return whether nothing is missing between what was seen and what ``tail`` begins with.
 
-        :param tail: last lines of the log, each behind its time.
+        :param tail: the end of the log.
         """
-        first = next((parsed[0] for parsed in map(_parsed, tail) if parsed), None)
-        return not self._begun or first is None or self._last is None or first <= self._last
+        first = next((parsed[0] for parsed in map(_parsed, tail.lines) if parsed), None)
+        return tail.whole or first is None or (self._last is not None and first <= self._last)
 
-    def of(self, tail: Sequence[str]) -> list[str]:
+    def of(self, tail: LogTail) -> list[str]:
         """Return the new lines, and remember them as seen; one says where some are missing.
 
-        :param tail: last lines of the log, each behind its time.
+        :param tail: the end of the log.
         """
         complete, before = self.reaches_back(tail), self._last
-        lines = [parsed for parsed in map(_parsed, tail) if parsed]
+        lines = [parsed for parsed in map(_parsed, tail.lines) if parsed]
         old = sum(1 for moment, _ in lines if self._last is not None and moment < self._last)
         same = sum(1 for moment, _ in lines if moment == self._last)
         new = lines[old + min(same, self._seen_at_last) :]
@@ -110,11 +137,11 @@ class NewLines:
             last = new[-1][0]
             self._seen_at_last = sum(1 for moment, _ in lines if moment == last)
             self._last = last
-        self._begun = self._begun or bool(lines)
         texts = [text for _, text in new]
         if complete:
             return texts
-        return [f"warning: what was printed from {before} to {lines[0][0]} UTC came too fast to be shown here", *texts]
+        missing = f"from {before} to {lines[0][0]} UTC" if before else f"before {lines[0][0]} UTC"
+        return [f"warning: what was printed {missing} is missing here, as it is more than is read at once", *texts]
 
 
 def _parsed(line: str) -> tuple[_Moment, str] | None:

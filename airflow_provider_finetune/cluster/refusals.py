@@ -86,6 +86,7 @@ def refusal(asked: Asked, status: int, body: str, retry_after: float | None = No
         403: _forbidden,
         404: _not_found,
         409: _conflict,
+        410: _expired,
         413: _too_large,
         422: _invalid,
         429: _busy,
@@ -242,12 +243,29 @@ def trainer_too_old(conn_id: str) -> Failure:
     )
 
 
+def wrong_setting(name: str, value: str, rule: str, cure: str) -> Refused:
+    """Return the error for a value in Airflow's configuration.
+
+    :param name: option of the section ``[finetune]``.
+    :param value: what it is set to.
+    :param rule: what it breaks.
+    :param cure: what to do about it.
+    """
+    failure = _user("unknown_setting", f"[finetune] {name}={value!r} {rule}", cure)
+    return refused(f"airflow.cfg or AIRFLOW__FINETUNE__{name.upper()}", failure)
+
+
 def _conflict(asked: Asked, answer: _Answer) -> Failure:
     if "object is being deleted" in answer.text:
         return _passing("being_deleted", f"{asked.object} is still being deleted", "Run the task again in a moment")
     if answer.reason == "AlreadyExists":
         return _user("exists", f"{asked.object} exists already in namespace {asked.namespace!r}", "Delete it")
     return _passing("conflict", f"{asked.object} is not what it was: {answer.message}", "Run the task again")
+
+
+def _expired(asked: Asked, answer: _Answer) -> Failure:
+    message = f"The list of {asked.resource} took so long that the API server has no longer what it began with"
+    return _passing("expired", message, "Run the task again; the list is read anew")
 
 
 def foreign(asked: Asked, what: str) -> Failure:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from contextlib import suppress
 from datetime import datetime, timedelta
 from logging import Logger
 from typing import Any
 
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
-from airflow_provider_finetune.cluster.logs import NewLines, shared_budget
+from airflow_provider_finetune.cluster.logs import LogTail, NewLines, shared_budget
 from airflow_provider_finetune.cluster.watch import SharedWatch
 from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.exceptions import TrainingFailed
@@ -22,8 +24,12 @@ _FIRST_LOOK_SECONDS = 5.0
 _LAST_LOOK_SECONDS = 60.0
 
 
+_SELDOM_SECONDS = 300.0
+"""Between two looks into a log whose progress the Trainer tells."""
+
+
 class LogRelay:
-    """The log of rank 0, line by line and each once, or the progress that the Trainer itself knows.
+    """The log of rank 0, line by line and each once, and the progress that the Trainer itself knows.
 
     :param watch: what is known of the training.
     :param workload: which training.
@@ -57,11 +63,15 @@ class LogRelay:
         :param interval: seconds between two looks.
         """
         await asyncio.sleep(min(interval, _FIRST_LOOK_SECONDS))
+        read_at = -math.inf
         while True:
             job = self._watch.job(self._workload.name, self._workload.uid)
-            if job and job.progress:
-                self._show_progress(job.progress)
-            elif not self._watch.outage:
+            progress = job.progress if job else ()
+            if progress:
+                self._show_progress(progress)
+            pause = _SELDOM_SECONDS if progress else 0
+            if time.monotonic() >= read_at + pause and not self._watch.outage:
+                read_at = time.monotonic()
                 await self._read()
             await asyncio.sleep(interval)
 
@@ -85,7 +95,7 @@ class LogRelay:
                 if said:
                     self._log.log(*said)
 
-    async def _tail(self, pod: str, lines: int, first: bool) -> list[str]:
+    async def _tail(self, pod: str, lines: int, first: bool) -> LogTail:
         await shared_budget().turn(first=first)
         return await self._watch.source.log_tail(pod, lines=lines)
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_finetune.cluster.cache import Cache, Outage, Source, delay
-from airflow_provider_finetune.exceptions import TrainingRejected
+from airflow_provider_finetune.cluster.cache import Cache, Outage, Patience, Source, delay, explained
 from airflow_provider_finetune.launchers.observed import JobState, PodState, job_state, pod_state
-
-_FAILED_TO_OPEN = 5
-"""How often a connection may fail to be read, which may be for want of Airflow's own API server."""
 
 SourceT = TypeVar("SourceT", bound=Source)
 
@@ -61,6 +58,7 @@ class SharedWatch(Generic[SourceT]):
         self._jobs: Cache[JobState] = Cache("trainjobs", job_state, self)
         self._pods: Cache[PodState] = Cache("pods", pod_state, self)
         self._source: SourceT | None = None
+        self._unopened: Outage | None = None
         self._error: Exception | None = None
         # In an empty context: the lines that it logs would land in the log of the first task that follows.
         self._task = contextvars.Context().run(asyncio.create_task, self._run())
@@ -73,13 +71,13 @@ class SharedWatch(Generic[SourceT]):
 
     @property
     def outage(self) -> Outage | None:
-        """Since when and why the API server does not answer; ``None`` while it does.
+        """Since when and why the API server cannot be watched; ``None`` while it can.
 
         :raises Exception: what has ended the watch, or has refused it for good.
         """
         if self._error:
             raise self._error
-        outages = [kind.outage for kind in (self._jobs, self._pods) if kind.outage]
+        outages = [found for found in (self._unopened, self._jobs.outage, self._pods.outage) if found]
         return min(outages, key=lambda outage: outage.since) if outages else None
 
     @property
@@ -169,17 +167,20 @@ class SharedWatch(Generic[SourceT]):
             await self._task
 
     async def _run(self) -> None:
-        failures = 0
+        patience, failures = Patience(), 0
         while self._source is None:
             try:
                 async with self._open_source() as source:
-                    self._source = source
+                    self._source, self._unopened = source, None
                     await asyncio.gather(self._jobs.run(source), self._pods.run(source))
             except Exception as error:
                 failures += 1
-                if self._source or isinstance(error, TrainingRejected) or failures >= _FAILED_TO_OPEN:
+                if self._source or patience.ends(error):
                     self.fail(error)
                     return
+                if failures == 2:  # the connection is Airflow's to give, whose API server may start as well
+                    self._unopened = Outage(time.monotonic(), explained(error), listing=True)
+                    self.wake_all()
                 await asyncio.sleep(delay(failures))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +115,12 @@ def _procs_fit_the_gpus(procs: str, gpus: int) -> tuple[str, str] | None:
     return None
 
 
-def _no_credential_literals(envs: dict[str, str]) -> tuple[str, str] | None:
-    names = credential_names(envs)
+def no_credential_literals(variables: Iterable[str]) -> tuple[str, str] | None:
+    """Return what is wrong with variables of a pod whose values everybody may read, and how to mend it.
+
+    :param variables: names of those that are given with their value.
+    """
+    names = credential_names(variables)
     if not names:
         return None
     return (
@@ -151,9 +155,9 @@ def broken_variable_names(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def credential_names(envs: Mapping[str, str]) -> list[str]:
-    """Return the names in ``envs`` that are a credential's by their ending, e.g. ``HF_TOKEN``."""
-    return [name for name in envs if _CREDENTIAL.search(name)]
+def credential_names(variables: Iterable[str]) -> list[str]:
+    """Return the names among ``variables`` that are a credential's by their ending, e.g. ``HF_TOKEN``."""
+    return [name for name in variables if _CREDENTIAL.search(name)]
 
 
 _RULES = (
@@ -177,7 +181,7 @@ RULES: dict[type[TrainingParameters], tuple[Rule, ...]] = {
 
 CLUSTER_RULES = (
     Rule(("resource_num_procs_per_worker", "resource_gpu_per_worker"), _procs_fit_the_gpus),
-    Rule(("envs",), _no_credential_literals),
+    Rule(("envs",), no_credential_literals),
     Rule(("envs",), broken_variable_names),
     Rule(("resource_num_workers", "lora_r"), _one_worker_for_lora),
 )

@@ -14,12 +14,10 @@ class Adoption:
 
     * ``follow``: the workload to wait for, or to collect where it has succeeded; ``None``: make a new one
     * ``delete``: what still trains, and must not
-    * ``wait_for``: whose pods may still write; a new workload must wait for their end, as it has their work directory
     """
 
     follow: JobState | None
     delete: tuple[JobState, ...]
-    wait_for: tuple[JobState, ...]
 
 
 def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try: int) -> Adoption:
@@ -28,7 +26,7 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     An active one of the same request is followed, of several the oldest; one that has succeeded and that nobody has
     collected is collected; all other active ones are deleted. A cleared task trains anew: what is delivered is not
     taken again, and what an earlier try trains is not followed, as the trigger that waited for it is about to end it.
-    A failed one is no obstacle, but after a deadline its pods end later than it does.
+    A failed one is no obstacle.
 
     :param existing: workloads found by label; those of another identity are left alone.
     :param identity: value of the label of this task instance.
@@ -40,9 +38,7 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     same = [job for job in active if job.whole == whole and job.try_number >= first_try]
     done = [job for job in ours if job.condition == "Complete" and job.whole == whole and _is_open(job)]
     follow = next(iter([*same, *reversed(done)]), None)
-    delete = tuple(job for job in active if job is not follow)
-    ending = tuple(job for job in ours if job.deleting or job.condition == "Failed")
-    return Adoption(follow, delete, () if follow else (*delete, *ending))
+    return Adoption(follow, tuple(job for job in active if job is not follow))
 
 
 def leftovers(existing: Iterable[JobState], success: JobState) -> list[JobState]:

@@ -6,11 +6,11 @@ queue took back for another starts all three anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from airflow_provider_finetune.launchers.observed import JobState, Phase, PodState, entered
+from airflow_provider_finetune.launchers.observed import JobState, Phase, PodState, entered, program_started
 
 CLOCKS = {Phase.QUEUED: "queue_timeout", Phase.STARTING: "startup_timeout", Phase.RUNNING: "training_timeout"}
 """Which argument of the operators limits which phase."""
@@ -49,3 +49,22 @@ def running_clock(
     name = CLOCKS.get(phase, "")
     limit = limits.get(name)
     return None if limit is None else Clock(name, limit, entered(phase, job, pods))
+
+
+def spent_before(phase: Phase, job: JobState, pods: Sequence[PodState]) -> dict[str, float]:
+    """Return what the phases took that were over when a training was first looked at, as far as its objects tell.
+
+    :param phase: where the training is.
+    :param job: the workload.
+    :param pods: its pods, as far as they are known.
+    """
+    started = program_started(job, pods)
+    let_go = job.admitted_at or job.created
+    spans = {
+        Phase.QUEUED: (job.created, job.admitted_at if phase is not Phase.QUEUED else None),
+        Phase.STARTING: (let_go, started if phase is not Phase.STARTING else None),
+        Phase.RUNNING: (started, job.ended_at),
+    }
+    return {
+        name.value: max(0.0, (end - begin).total_seconds()) for name, (begin, end) in spans.items() if begin and end
+    }

@@ -41,6 +41,10 @@ TRY_NUMBER = f"{DOMAIN}/try_number"
 RANK = "batch.kubernetes.io/job-completion-index"
 
 
+_SAME_TIME = timedelta(seconds=5)
+"""By how much the clocks of API server, controllers and nodes may differ, with times that are told in whole seconds."""
+
+
 class Phase(str, Enum):
     """Where a training is: each lasts until the next, and the last two are final."""
 
@@ -100,6 +104,7 @@ class PodState:
     * ``started_at``: when the program began, for the first time where it was started again
     * ``finished_at``, ``exit_code``, ``end`` (reason) and ``words`` (termination message): of its last end, also where
       it was started again
+    * ``fault``: reason and text where it failed by something else than its program: its node, or an init container
     * ``restarts``: how often it was started again
     * ``disruption``: reason and text of ``DisruptionTarget``, e.g. of an eviction
     * ``deleting``: it is being ended; ``gone``: it is no longer there, and this is the last that was seen of it
@@ -118,6 +123,7 @@ class PodState:
     exit_code: int | None = None
     end: str = ""
     words: str = ""
+    fault: tuple[str, str] | None = None
     restarts: int = 0
     disruption: tuple[str, str] | None = None
     deleting: bool = False
@@ -186,27 +192,24 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
     state = ours.get("state") or {}
     # Between two starts of a container its end stands one step further back.
     ended = state.get("terminated") or (ours.get("lastState") or {}).get("terminated") or {}
-    restarts = int(ours.get("restartCount") or 0)
-    began = (state.get("running") or ended).get("startedAt")
-    if began and restarts and "Initialized" in conditions:
-        # Only its last start is told; all else before the first was done when the pod was initialised.
-        began = conditions["Initialized"]["lastTransitionTime"]
+    created = _time(metadata["creationTimestamp"])
     disruption = conditions.get("DisruptionTarget", {})
     return PodState(
         name=metadata["name"],
         uid=metadata["uid"],
         job=labels.get(JOB, ""),
-        created=_time(metadata["creationTimestamp"]),
+        created=created,
         rank=int(labels.get(RANK) or 0),
         phase=status.get("phase", "Pending"),
         node=(pod.get("spec") or {}).get("nodeName", ""),
         waiting=_waiting((*(status.get("initContainerStatuses") or ()), ours), conditions),
-        started_at=_time(began) if began else None,
+        started_at=_first_start(ours, ended, created, conditions),
         finished_at=_time(ended["finishedAt"]) if ended.get("finishedAt") else None,
         exit_code=ended.get("exitCode"),
         end=ended.get("reason", ""),
         words=ended.get("message", ""),
-        restarts=restarts,
+        fault=_fault(status) if status.get("phase") == "Failed" and not ended else None,
+        restarts=int(ours.get("restartCount") or 0),
         disruption=_why(disruption) if disruption.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
     )
@@ -223,12 +226,34 @@ def _waiting(
     return _why(scheduled) if scheduled.get("status") == "False" else None
 
 
+def _first_start(
+    container: Mapping[str, Any],
+    ended: Mapping[str, Any],
+    created: datetime,
+    conditions: Mapping[str, Mapping[str, Any]],
+) -> datetime | None:
+    running = (container.get("state") or {}).get("running")
+    text = (running or ended).get("startedAt")
+    # A program that could not be started is told to have begun in 1970.
+    if not text or (not running and _time(text) < created - _SAME_TIME):
+        return None
+    if container.get("restartCount") and "Initialized" in conditions:
+        # Only its last start is told; all else before the first was done when the pod was initialised.
+        text = conditions["Initialized"]["lastTransitionTime"]
+    return _time(text)
+
+
+def _fault(status: Mapping[str, Any]) -> tuple[str, str] | None:
+    for container in status.get("initContainerStatuses") or ():
+        end = (container.get("state") or {}).get("terminated") or {}
+        if end.get("exitCode"):
+            how = f"init container {container['name']!r} exited with code {end['exitCode']}"
+            return end.get("reason", ""), f"{how}: {end['message']}" if end.get("message") else how
+    return _why(status) if status.get("reason") else None
+
+
 def _why(said: Mapping[str, Any]) -> tuple[str, str]:
     return said.get("reason", ""), said.get("message", "")
-
-
-_SAME_TIME = timedelta(seconds=5)
-"""By how much the clocks of API server and controllers may differ, with times that are told in whole seconds."""
 
 
 def phase_of(job: JobState, pods: Iterable[PodState], nodes: int = 1) -> Phase:

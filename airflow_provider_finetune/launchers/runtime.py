@@ -15,6 +15,9 @@ from airflow_provider_finetune.exceptions import training_error
 NODE = "node"
 """Name of the replicated job and of the container that train."""
 
+_STEP = "trainer.kubeflow.org/trainjob-ancestor-step"
+"""Label of the replicated job into which the Trainer puts a TrainJob's ``spec.trainer``; with none it ignores that."""
+
 _CURE = "docs/kubernetes/runtime.yaml has it right"
 
 
@@ -32,7 +35,7 @@ def check_runtime(runtime: Mapping[str, Any] | None, kind: str, name: str) -> li
     :param runtime: the object; ``None`` where it may not be read.
     :param kind: ``ClusterTrainingRuntime`` or ``TrainingRuntime``.
     :param name: its name.
-    :raises TrainingRejected: it has no job or container that could train.
+    :raises TrainingRejected: it has no job or container that could train, or the Trainer would not start ours in it.
     """
     which = f"{kind} {name!r}"
     if runtime is None:
@@ -40,13 +43,11 @@ def check_runtime(runtime: Mapping[str, Any] | None, kind: str, name: str) -> li
             f"{which} may not be read, so it is not known whether a failed training would be started again. Grant "
             "'get' on it; docs/kubernetes/rbac.yaml shows how"
         ]
-    if _container(runtime) is None:
-        failure = Failure(
-            failure_class="user",
-            cause="runtime_without_node",
-            message=f"{which} has no replicatedJob {NODE!r} with a container {NODE!r}: nothing in it could train",
-            cure=f"Name another by runtime=, or name job and container {NODE!r}; {_CURE}",
-        )
+    broken = _what_cannot_train(runtime)
+    if broken:
+        what, cure = broken
+        cure = f"Name another by runtime=, or {cure}; {_CURE}"
+        failure = Failure(failure_class="user", cause="runtime_without_node", message=f"{which} {what}", cure=cure)
         raise training_error(failure, f"kubectl get {kind.lower()} {name} -o yaml")
     warnings = [f"{which} {what}: {effect}. {cure}" for what, effect, cure in _what_restarts(runtime)]
     if (_container(runtime) or {}).get("terminationMessagePolicy") != "FallbackToLogsOnError":
@@ -55,6 +56,21 @@ def check_runtime(runtime: Mapping[str, Any] | None, kind: str, name: str) -> li
             f"say why leaves no word. Set it in container {NODE!r}; {_CURE}"
         )
     return warnings
+
+
+def _what_cannot_train(runtime: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return why a TrainJob would not train in a runtime, and what to change in it."""
+    if _container(runtime) is None:
+        what = f"has no replicatedJob {NODE!r} with a container {NODE!r}: nothing in it could train"
+        return what, f"name job and container {NODE!r}"
+    labels = ((_node(runtime).get("template") or {}).get("metadata") or {}).get("labels") or {}
+    if labels.get(_STEP) != "trainer":
+        label = f"{_STEP}: trainer"
+        what = (
+            f"has no label {label} in the template of job {NODE!r}: the Trainer would start the runtime's own program"
+        )
+        return what, f"set {label} in template.metadata.labels of that job"
+    return None
 
 
 def _what_restarts(runtime: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -209,7 +209,11 @@ def _trainer(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
         "numNodes": request.spec.nodes,
         "numProcPerNode": int(request.spec.processes_per_node),
         "resourcesPerNode": container.resources(
-            cpu=request.cpu, memory=request.memory, gpus=request.gpus, gpu_resource=request.gpu_resource
+            cpu=request.cpu,
+            memory=request.memory,
+            # To read an outcome takes none.
+            gpus=0 if request.spec.recover else request.gpus,
+            gpu_resource=request.gpu_resource,
         ),
     }
 

@@ -245,17 +245,16 @@ class TrainingOperator(BaseOperator):
         run = ClusterRun(self._resolved(self._check(), context), self.log, event["workload"])
         if event.get("recover") and run.can_recover:
             self.log.warning("The training is complete and has left no word, so its outcome is looked for")
-            run.settle(succeeded=False, runs_once=False)
             self._run = run
             run.submit(recover=True)
             return self._wait(run, context)
         outcome = run.named(Outcome.from_json(json.dumps(event["outcome"])))
         try:
-            result = self._finish(outcome, context, event["workload"])
+            result = self._finish(outcome, context, event["workload"], stays=run.stays(event, succeeded=False))
         except FineTuneError:
-            run.settle(succeeded=False, runs_once=event["runs_once"])
+            run.settle(event, succeeded=False)
             raise
-        run.settle(succeeded=True, runs_once=event["runs_once"])
+        run.settle(event, succeeded=True)
         return result
 
     def on_kill(self) -> None:
@@ -305,10 +304,12 @@ class TrainingOperator(BaseOperator):
         self.log.info("This task holds its worker slot until the training ends (deferrable=False)")
         return self.execute_complete(context, run.wait())
 
-    def _finish(self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def _finish(
+        self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None, *, stays: bool = False
+    ) -> dict[str, Any]:
         """Deliver a model to XCom and to the asset, or raise why there is none."""
         if outcome.status != "succeeded" or outcome.model_uri is None:
-            raise error_of(outcome, workload)
+            raise error_of(outcome, workload, stays=stays)
         result = result_of(outcome, self._arguments()["launcher"], workload)
         for key in ("model_uri", "metrics", "loss_chart"):
             context["ti"].xcom_push(key=key, value=result[key])

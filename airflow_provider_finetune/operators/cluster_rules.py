@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.rules import broken_variable_names
+from airflow_provider_finetune.contract.rules import broken_variable_names, no_credential_literals
 from airflow_provider_finetune.launchers import kubernetes_config
 from airflow_provider_finetune.launchers.container import SHARED_MEMORY
 from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY
@@ -25,6 +25,7 @@ _OBJECT_NAME = re.compile(_SUBDOMAIN)
 _LABEL_KEY = re.compile(f"({_SUBDOMAIN}/)?{_NAME}")
 _LABEL_VALUE = re.compile(f"({_NAME})?")
 _RESOURCE = re.compile(f"{_SUBDOMAIN}/{_NAME}")
+_NOTHING: tuple[Any, ...] = ("", [], {})  # 0 is a grace period
 
 
 def cluster_problems(
@@ -49,7 +50,7 @@ def cluster_problems(
 
 
 def plain_config(config: Mapping[str, Any] | None, launcher: str) -> dict[str, Any]:
-    """Return ``kubernetes_config`` as plain JSON.
+    """Return ``kubernetes_config`` as plain JSON, without keys that ask for nothing.
 
     :param config: as it was given, with known keys.
     :param launcher: ``trainjob`` or ``pod``.
@@ -60,9 +61,13 @@ def plain_config(config: Mapping[str, Any] | None, launcher: str) -> dict[str, A
     if never:
         cure = "Set it in the pod template of the runtime that runtime= names"
         raise CannotRender(f"kubernetes_config[{never[0]!r}]", "no TrainJob can carry it", cure)
-    plain = kubernetes_config.as_json(config)
-    broken = broken_variable_names(entry["name"] for entry in plain.get("env", []))
-    broken = broken or _what_is_ours(plain)
+    plain = {key: value for key, value in kubernetes_config.as_json(config).items() if value not in _NOTHING}
+    variables = plain.get("env", [])
+    broken = (
+        broken_variable_names(entry["name"] for entry in variables)
+        or no_credential_literals(entry["name"] for entry in variables if entry.get("value"))
+        or _what_is_ours(plain)
+    )
     if broken:
         raise CannotRender("kubernetes_config", *broken)
     return plain

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
+from airflow_provider_finetune.cluster.logs import reads_per_second
 from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
-from airflow_provider_finetune.exceptions import InvalidParameters, training_error
+from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFailed, training_error
 from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
 from airflow_provider_finetune.launchers.container import runner_config_map
-from airflow_provider_finetune.launchers.identity import job_name
+from airflow_provider_finetune.launchers.identity import identity_labels, job_name
 from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, TASK, JobState, job_state
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
@@ -28,8 +30,9 @@ from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 from airflow_provider_finetune.settings import deployment_id
 from airflow_provider_finetune.triggers import TrainingTrigger
 
-_PODS_END_SECONDS = 300.0
-"""How long a new training waits for the pods of one that it replaces; then the task fails and may be tried again."""
+_PODS_END_SECONDS = 600.0
+"""How long a new training waits for the pods of earlier tries, whose grace period may be minutes; then the task fails
+and may be tried again."""
 
 
 class ClusterRun:
@@ -44,14 +47,16 @@ class ClusterRun:
         self.workload = Workload(**workload) if workload else None
         self._task, self._log = task, log
         self._request: JobRequest | None = None
+        self._ended = False
 
     def submit(self, *, recover: bool = False) -> None:
         """Find or make the workload: one that an earlier try has left, else a new one.
 
         :param recover: look for the outcome of a training that has ended without a word, and train only without one.
         :raises InvalidParameters: no TrainJob of this cluster can carry what was asked for.
-        :raises TrainingFailed: the cluster refuses it, or does not answer.
+        :raises TrainingFailed: the cluster refuses it, or does not answer, or a setting is wrong.
         """
+        reads_per_second()  # a wrong one would be found by the triggerer, with the job made
         if deployment_id() is None:
             self._log.info(
                 "Neither [finetune] deployment_id nor [api] base_url is set: no other Airflow without them may train "
@@ -116,27 +121,51 @@ class ClusterRun:
 
         return asyncio.run(first())
 
-    def settle(self, *, succeeded: bool, runs_once: bool) -> None:
+    def stays(self, event: Mapping[str, Any], *, succeeded: bool) -> bool:
+        """Return whether the workload is to stay: where that is asked for, and nothing would start it again.
+
+        :param event: the trigger's.
+        :param succeeded: whether there is a model.
+        """
+        on_finish = self._task.arguments["on_finish"]
+        asked = on_finish == "keep" or (on_finish == "delete_succeeded" and not succeeded)
+        return bool(event.get("unknown") or (asked and (succeeded or event["runs_once"]) and not event.get("gone")))
+
+    def settle(self, event: Mapping[str, Any], *, succeeded: bool) -> None:
         """Delete the workload, whose end has been passed on, or note on it that it has.
 
-        A failed one stays where nothing starts it again, until the next success of the same task.
+        A failed one stays where nothing starts it again, until the next success of the same task; one of which nothing
+        is known stays as it is. What the cluster does not do is a warning: the end that was passed on counts.
 
+        :param event: the trigger's.
         :param succeeded: whether there is a model.
-        :param runs_once: whether its runtime leaves a failed one alone.
-        :raises TrainingFailed: the cluster does not answer; what is not settled would be collected again.
         """
-        self._use(lambda hook: self._settle(hook, succeeded=succeeded, runs_once=runs_once))
+        assert self.workload is not None
+        name, namespace = self.workload.name, self.workload.namespace
+        if event.get("unknown"):
+            message = "TrainJob %s is left alone, as its program may be running: kubectl --namespace %s get trainjob %s"
+            self._log.warning(message, name, namespace, name)
+        elif not event.get("gone"):
+            stays = self.stays(event, succeeded=succeeded)
+            with self._warns_of(name):
+                self._use(lambda hook: self._settle(hook, stays=stays, succeeded=succeeded))
 
     def end(self) -> None:
-        """Delete the workload and let its pods end; may be called from a signal handler."""
+        """Delete the workload, also one that is being made, and let its pods end; a signal handler may call this."""
+        self._ended = True
         if self.workload is None:
             return
-        name, uid = self.workload.name, self.workload.uid
-        self._log.info("Deleting TrainJob %s, as this task is being ended", name)
+        self._log.info("Deleting TrainJob %s, as this task is being ended", self.workload.name)
         # The handler may have interrupted an event loop of this thread.
-        thread = threading.Thread(target=self._use, args=[lambda hook: hook.delete_job(name, uid)])
+        thread = threading.Thread(target=self._delete, args=[self.workload])
         thread.start()
         thread.join()
+
+    def _delete(self, workload: Workload) -> None:
+        try:
+            self._use(lambda hook: hook.delete_job(workload.name, workload.uid))
+        except TrainingFailed as error:
+            self._log.error("TrainJob %s could not be deleted and may train on. %s", workload.name, error)
 
     def _use(self, use: Callable[[TrainingHook], Coroutine[Any, Any, Any]]) -> None:
         async def with_hook() -> None:
@@ -148,10 +177,13 @@ class ClusterRun:
 
     async def _submit(self, hook: TrainingHook, *, recover: bool) -> None:
         self._request = request = self._make_request(hook.namespace, recover=recover)
+        if recover and self.workload:
+            self._log.info("Deleting TrainJob %s, which has left no word", self.workload.name)
+            await hook.delete_job(self.workload.name, self.workload.uid)
         identity = request.labels[IDENTITY]
         existing = map(job_state, await hook.list_jobs({IDENTITY: identity}))
         found = adopt(existing, identity=identity, whole=request.whole, first_try=self._task.instance.first_try)
-        await self._make_way(hook, found)
+        await self._make_way(hook, found, identity)
         job = found.follow
         if job:
             state = "has ended, and nobody has collected it" if job.condition else "still trains"
@@ -160,6 +192,18 @@ class ClusterRun:
             job = await self._create(hook, request)
             self._log.info("TrainJob %s made in namespace %s, runtime %s", job.name, hook.namespace, request.runtime)
         self.workload = Workload("trainjob", hook.conn_id, hook.namespace, job.name, job.uid)
+        if self._ended:
+            await hook.delete_job(job.name, job.uid)
+        self._stop_where_ended()
+
+    def _stop_where_ended(self) -> None:
+        if self._ended:
+            message, cure = (
+                "The task was ended while it submitted its training, which is not made",
+                "Run the task again",
+            )
+            failure = Failure(failure_class="preempted", cause="killed", message=message, cure=cure)
+            raise training_error(failure, "Airflow's audit log")
 
     def _make_request(self, namespace: str, *, recover: bool) -> JobRequest:
         task = self._task
@@ -174,9 +218,8 @@ class ClusterRun:
         )
         if not recover:
             return request
-        # It reads a file, which takes no GPU. Otherwise it must be the same spec, else the file is another training's.
-        spec = replace(request.spec, recover=True)
-        return replace(request, name=self._name(recover=True), gpus=0, spec=spec)
+        # It must be the same request, else the file that it reads is another training's.
+        return replace(request, name=self._name(recover=True), spec=replace(request.spec, recover=True))
 
     def _name(self, *, recover: bool) -> str:
         task = self._task.instance
@@ -190,46 +233,66 @@ class ClusterRun:
             await hook.ensure_config_map(runner_config_map(hook.namespace))
         once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
         request = replace(request, annotations={**request.annotations, **once})
+        self._stop_where_ended()
         return job_state(await hook.create_job(lambda form: render(request, form)))
 
-    async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:
+    async def _make_way(self, hook: TrainingHook, found: Adoption, identity: str) -> None:
         for job in found.delete:
             cleared = job.try_number < self._task.instance.first_try
             why = "was made before the task was cleared" if cleared else "trains something else"
             self._log.info("Deleting TrainJob %s of an earlier try, which %s", job.name, why)
             await hook.delete_job(job.name, job.uid)
-        for job in found.wait_for:
-            if not await hook.wait_until_pods_are_gone(job.name, _PODS_END_SECONDS):
-                raise training_error(_pods_stay(job.name), f"kubectl --namespace {hook.namespace} get pods")
+        # The work directory is theirs too, and a pod outlives its job by its grace period.
+        if found.follow is None and (found.delete or self._task.instance.try_number > 1):
+            stay = await hook.pods_that_stay({IDENTITY: identity}, _PODS_END_SECONDS)
+            if stay:
+                raise training_error(_pods_stay(stay), f"kubectl --namespace {hook.namespace} get pods")
 
-    async def _settle(self, hook: TrainingHook, *, succeeded: bool, runs_once: bool) -> None:
+    async def _settle(self, hook: TrainingHook, *, stays: bool, succeeded: bool) -> None:
         assert self.workload is not None
-        name, uid, on_finish = self.workload.name, self.workload.uid, self._task.arguments["on_finish"]
-        if succeeded and on_finish != "keep":
-            await self._delete_leftovers(hook, name)
-        if on_finish == "delete" or (on_finish == "delete_succeeded" and succeeded):
-            await hook.delete_job(name, uid)
-        elif succeeded or runs_once:
-            await hook.mark_delivered(name, uid)
-            self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
-        else:
-            self._log.info("Deleting TrainJob %s, which nobody follows any more and might run again", name)
-            await hook.delete_job(name, uid)
-
-    async def _delete_leftovers(self, hook: TrainingHook, name: str) -> None:
-        success = await hook.job(name)
-        if success is None:
-            return
-        same_task = map(job_state, await hook.list_jobs({TASK: success["metadata"]["labels"][TASK]}))
-        for job in leftovers(same_task, job_state(success)):
+        name, uid = self.workload.name, self.workload.uid
+        older = await self._leftovers(hook) if succeeded and not stays else []
+        with self._warns_of(name):
+            if stays:
+                await hook.mark_delivered(name, uid)
+                self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
+            else:
+                if not succeeded:
+                    self._log.info("Deleting TrainJob %s, which nobody follows any more", name)
+                await hook.delete_job(name, uid)
+        for job in older:
             self._log.info("Deleting TrainJob %s, which failed before this success", job.name)
-            await hook.delete_job(job.name, job.uid)
+            with self._warns_of(job.name):
+                await hook.delete_job(job.name, job.uid)
+
+    async def _leftovers(self, hook: TrainingHook) -> list[JobState]:
+        """Return what this success makes useless, as far as the cluster tells."""
+        assert self.workload is not None
+        labels = identity_labels(self._task.instance, deployment=deployment_id() or "", namespace=hook.namespace)
+        try:
+            same_task = [*map(job_state, await hook.list_jobs({TASK: labels[TASK]}))]
+        except TrainingFailed as error:
+            self._log.warning("Failed TrainJobs of earlier tries stay, if there are any. %s", error.failure.message)
+            return []
+        success = next((job for job in same_task if job.uid == self.workload.uid), None)
+        return leftovers(same_task, success) if success else []
+
+    @contextmanager
+    def _warns_of(self, name: str) -> Iterator[None]:
+        """Warn of what is left of an ended training, where the cluster does not do what it is asked for."""
+        try:
+            yield
+        except TrainingFailed as error:
+            assert self.workload is not None
+            delete = f"kubectl --namespace {self.workload.namespace} delete trainjob {name}"
+            message = "TrainJob %s is left over: %s. Delete it before this task is cleared: %s"
+            self._log.warning(message, name, error.failure.message, delete)
 
 
-def _pods_stay(job: str) -> Failure:
+def _pods_stay(names: Sequence[str]) -> Failure:
     return Failure(
         failure_class="infrastructure",
         cause="pods_stay",
-        message=f"Pods of TrainJob {job}, which this training replaces, have not ended within {_PODS_END_SECONDS:g} s.",
+        message=f"Pods of an earlier try have not ended within {_PODS_END_SECONDS:g} s: {', '.join(names)}.",
         cure="Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
     )

@@ -47,11 +47,12 @@ def event_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def error_of(outcome: Outcome, workload: Mapping[str, str] | None) -> TrainingFailed:
+def error_of(outcome: Outcome, workload: Mapping[str, str] | None, *, stays: bool = False) -> TrainingFailed:
     """Return why there is no model, and where to look.
 
     :param outcome: of a training without a model.
     :param workload: the object that ran it, on a cluster.
+    :param stays: whether that object is there for somebody to look at.
     """
     failure = outcome.failure or Failure(
         failure_class="infrastructure",
@@ -62,8 +63,9 @@ def error_of(outcome: Outcome, workload: Mapping[str, str] | None) -> TrainingFa
     log = Path(outcome.work_dir or "", "train.log")
     if workload is None:
         return training_error(failure, str(log if log.exists() else log.parent))
-    job = f"TrainJob {workload['name']} in namespace {workload['namespace']}"
-    return training_error(failure, f"{log} on its volume, and {job}" if outcome.work_dir else job)
+    places = [f"{log} on its volume"] if outcome.work_dir else []
+    places += [f"TrainJob {workload['name']} in namespace {workload['namespace']}"] if stays else []
+    return training_error(failure, ", and ".join(places) or "the lines above, as nothing else is left of the training")
 
 
 def _adapter(outcome: Outcome) -> dict[str, Any]:

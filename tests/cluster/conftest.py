@@ -22,6 +22,7 @@ from tests.cluster import rights
 from tests.cluster.admission import probe, rule
 from tests.cluster.bed import build
 from tests.cluster.bed import cluster as bed
+from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.trainer_api import TrainerAPI, started
 from tests.dag_runs import airflow_database, parse, run, run_file, xcom
@@ -34,9 +35,11 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    here, reason = Path(__file__).parent, bed.impossible()
     for item in items:
         if item.path.is_relative_to(here):
+            if reason:
+                item.add_marker(pytest.mark.skip(reason))
             # Of the test alone: the first one on a machine waits for its fixture to build the cluster's programs. By a
             # thread, since Airflow takes the alarm signal for limits of its own.
             item.add_marker(pytest.mark.timeout(300, func_only=True, method="thread"), append=False)
@@ -45,8 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster(train_python: Path) -> Iterator[Cluster]:
     """The cluster that runs on this machine, else one that is started now and ends with the tests."""
-    if reason := bed.impossible():
-        pytest.skip(reason)
     with bed.shared(bed.say_with_time()) as running:
         running.use_python(train_python)
         yield running
@@ -56,45 +57,20 @@ def cluster(train_python: Path) -> Iterator[Cluster]:
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace with the service account ``airflow``, which may do nothing, and two claims.
 
-    ``work`` can be mounted by many nodes at once (RWX) and ``rwo`` by one; both are empty, and are the folders
-    ``cluster.work_dir / namespace / "work"`` and ``.../"rwo"`` of this machine.
+    ``work`` can be mounted by many nodes at once (RWX), and is an empty folder of this machine,
+    ``cluster.work_dir / namespace / "work"``; ``rwo`` by one, and its volume belongs to a node that is not there.
     """
     name = f"test-{os.getpid()}-{next(_ids)}"
-    claims = [("work", "ReadWriteMany"), ("rwo", "ReadWriteOnce")]
+    claims = [("work", "ReadWriteMany", ""), ("rwo", "ReadWriteOnce", "elsewhere")]
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "airflow", "namespace": name}}
-    cluster.apply(account, *(item for claim, mode in claims for item in claim_objects(cluster, name, claim, mode)))
+    cluster.apply(account, *(item for claim in claims for item in claim_objects(cluster, name, *claim)))
     yield name
     end_jobs(cluster, name)
     # Nothing waits for these; the namespace alone would take 10 s.
     cluster.kubectl("delete", "namespace", name, "--wait=false")
-    cluster.kubectl("delete", "persistentvolume", "--wait=false", *(f"{name}-{claim}" for claim, _ in claims))
+    cluster.kubectl("delete", "persistentvolume", "--wait=false", *(f"{name}-{claim}" for claim, *_ in claims))
     shutil.rmtree(cluster.work_dir / name)
-
-
-def claim_objects(cluster: Cluster, namespace: str, name: str, mode: str) -> list[dict[str, Any]]:
-    """A claim and its volume, which is the folder ``cluster.work_dir / namespace / name`` of this machine."""
-    folder = cluster.work_dir / namespace / name
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)  # pods that are not root write there too
-    volume = f"{namespace}-{name}"
-    common = {"accessModes": [mode], "storageClassName": ""}
-    size = {"storage": "10Gi"}
-    claimed = {"namespace": namespace, "name": name}
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": volume},
-            "spec": {**common, "capacity": size, "hostPath": {"path": str(folder)}, "claimRef": claimed},
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {**common, "volumeName": volume, "resources": {"requests": size}},
-        },
-    ]
 
 
 def end_jobs(cluster: Cluster, namespace: str) -> None:

@@ -9,19 +9,20 @@ import yaml
 
 from tests.cluster.bed.cluster import Cluster
 
-SHIPPED = Path(__file__).parents[2] / "docs" / "kubernetes" / "rbac.yaml"
+SHIPPED = Path(__file__).parents[2] / "docs" / "kubernetes"
 ACCOUNT = "finetune-worker"
 """Has all of them: ``dag.test()`` is worker and triggerer in one, and a connection that serves both is as usual."""
 
 
-def shipped(namespace: str, suffix: str = "", *, apart: bool = False) -> list[dict[str, Any]]:
+def shipped(namespace: str, suffix: str = "", *, apart: bool = False, file: str = "rbac.yaml") -> list[dict[str, Any]]:
     """Read the objects, with all rights given to one account.
 
     :param suffix: of all names, where a namespace has them more than once.
     :param apart: leave the rights of worker and triggerer to accounts of their own, as they are shipped.
+    :param file: which of those that are shipped.
     """
     # As its first lines say: "change ml to yours".
-    text = SHIPPED.read_text(encoding="utf-8").replace("namespace: ml}", f"namespace: {namespace}}}")
+    text = (SHIPPED / file).read_text(encoding="utf-8").replace("namespace: ml}", f"namespace: {namespace}}}")
     objects = list(yaml.safe_load_all(text))
     assert not [item for item in objects if item["metadata"].get("namespace", namespace) != namespace]
     for item in objects:

@@ -5,6 +5,7 @@ Worker and triggerer log in as accounts of their own, each with its role of ``do
 * twenty tasks that wait share one watch on jobs and one on pods; a run that is marked ends them all
 * marking or clearing a task that waits ends its training; what is cleared trains anew
 * a triggerer that stops, dies or hangs ends no training, and what happens meanwhile is not missed
+* an API server that stops for a while ends no training, and is told of once
 * a worker that dies leaves its training to the next try
 * a sweep is three trainings at once
 """
@@ -61,6 +62,8 @@ with DAG("trains", schedule=None):
     LoRAOperator(task_id="train", **TASK)
 with DAG("endless", schedule=None):
     LoRAOperator(task_id="train", **ENDLESS)
+with DAG("queued", schedule=None):
+    LoRAOperator(task_id="train", **TASK, queue_name="held")
 with DAG("held", schedule=None):
     LoRAOperator(task_id="train", **HELD)
 with DAG("dies", schedule=None):
@@ -269,6 +272,23 @@ def test_a_wait_goes_on_where_triggerers_stop_and_die(airflow, observed, wait, w
     observed.let_go(job)
     airflow.wait_for_state("held", run, "train", "failed")
     assert "none.jsonl" in airflow.log("held", run, "train").partition("Task failed with exception")[2]
+
+
+@pytest.mark.floor
+def test_a_wait_outlasts_the_api_server(airflow, observed, wait, waits):
+    run, job = waits("queued")
+    observed.cluster.stop("kube-apiserver")
+    try:
+        away = "The cluster cannot be watched, which is waited for"
+        wait(lambda: away in airflow.log("queued", run, "train"), "line that the API server is away")
+    finally:
+        observed.cluster.resume("kube-apiserver")
+    wait(lambda: "The cluster can be watched again" in airflow.log("queued", run, "train"), "line that it is back", 90)
+    assert observed.jobs(run) == [job]
+    observed.let_go(job)
+    airflow.wait_for_state("queued", run, "train", "success", timeout=180)
+    assert airflow.xcom("queued", run, "train")["job"]["name"] == job
+    assert airflow.log("queued", run, "train").count(away) == 1
 
 
 @pytest.mark.floor

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_provider_finetune.cluster import cache
 from tests.cluster import rights
 from tests.cluster.admission import probe, rule
 from tests.cluster.bed import runtime
 from tests.cluster.bed.cluster import Cluster
+from tests.cluster.conftest import end_jobs
 
 SECRET = "a-value-that-nobody-else-may-read"
 
@@ -114,25 +116,54 @@ def test_a_token_that_is_not_taken_is_not_shown(train: Train, altered: Callable[
     assert SECRET not in error.log
 
 
+@pytest.fixture
+def without(cluster: Cluster, namespace: str, connect: Callable[..., None]) -> Iterator[Callable[[str, str], str]]:
+    """Connect as an account that lacks one right, and give its name."""
+    granted: list[list[dict[str, Any]]] = []
+
+    def lacking(resource: str, verb: str) -> str:
+        suffix = f"-without-{verb}-{resource}"
+        granted.append(rights.without(rights.shipped(namespace, suffix), resource, verb))
+        connect(rights.grant(cluster, granted[-1]))
+        return f"system:serviceaccount:{namespace}:finetune-worker{suffix}"
+
+    yield lacking
+    for objects in granted:
+        rights.withdraw(cluster, objects)
+
+
 @pytest.mark.parametrize(
-    ("resource", "verb"), [("trainjobs", "create"), ("configmaps", "patch"), ("pods", "watch"), ("trainjobs", "list")]
+    ("resource", "verb"), [("trainjobs", "create"), ("configmaps", "patch"), ("trainjobs", "list")]
 )
 def test_a_right_that_is_missing_is_named_with_the_file_that_has_it(
-    cluster: Cluster, namespace: str, train: Train, connect: Callable[..., None], resource: str, verb: str
+    cluster: Cluster, namespace: str, train: Train, without: Callable[[str, str], str], resource: str, verb: str
 ):
-    objects = rights.without(rights.shipped(namespace, f"-without-{verb}-{resource}"), resource, verb)
-    before = jobs(cluster, namespace)
-    try:
-        connect(rights.grant(cluster, objects))
-        error = train()
-    finally:
-        rights.withdraw(cluster, objects)
+    account, before = without(resource, verb), jobs(cluster, namespace)
+    error = train()
     assert (error.cause, error.tries) == ("forbidden", 1)
-    account = f"system:serviceaccount:{namespace}:finetune-worker-without-{verb}-{resource}"
     assert f"'{account}', the account of connection 'kubernetes_default', may not {verb} '{resource}'" in error.message
     assert f"in namespace '{namespace}'" in error.message
     assert "rbac.yaml has the least that is needed" in error.cure
     assert jobs(cluster, namespace) == before
+
+
+def test_a_right_to_watch_that_is_missing_is_named_and_ends_no_training(
+    cluster: Cluster,
+    namespace: str,
+    train: Train,
+    without: Callable[[str, str], str],
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", 1.0)
+    account, before = without("pods", "watch"), jobs(cluster, namespace)
+    error = train(queue_name=queue)  # so that it does not end meanwhile
+    assert (error.kind, error.cause, error.tries) == ("infrastructure", "forbidden", 2)
+    assert f"'{account}', the account of connection 'kubernetes_default', may not watch 'pods'" in error.message
+    assert "rbac.yaml has the least that is needed. A retry goes on with the job" in error.cure
+    (job,) = {*jobs(cluster, namespace)} - {*before}
+    assert f"Following TrainJob {job.partition('/')[2]} of an earlier try" in error.log
+    end_jobs(cluster, namespace)
 
 
 # What the task names.
@@ -245,6 +276,12 @@ LATE: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "resources",
         "Insufficient nvidia.com/gpu",
         "training_resource_gpu_per_worker",
+    ),
+    "a claim of another node": (
+        {"dataset": "pvc://rwo/train.jsonl"},
+        "resources",
+        "PersistentVolume's node affinity",
+        "Take a ReadWriteMany claim",
     ),
     "an image that cannot be pulled": (
         {"image": "registry.invalid/training-hub:1"},

@@ -1,34 +1,55 @@
 """Real trainings in real pods, each through a real Airflow task with the rights that are shipped.
 
 Aspects: data in, model out on the claim, XCom, phases and progress in the task log, what is left in the cluster;
-several nodes; a worker that waits itself; the example DAG, whose last pod reads the model.
+several nodes; a worker that waits itself; the example DAG with its claim, whose last pod reads the model.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.cluster import rights
+from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.runtime import load
-from tests.cluster.conftest import claim_objects
 
 EXAMPLE = Path(__file__).parents[2] / "example_dags" / "kubernetes.py"
 
+PHASES = ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded")
+WEIGHTS = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training, and what comes of it.
+
+    * ``task``: its source in a DAG file, with the arguments ``TASK``; ``launcher``: what runs it
+    * ``model``: the kind of its model; ``says``: words of its log
+    """
+
+    task: str
+    model: str
+    launcher: str = "trainjob"
+    says: tuple[str, ...] = PHASES
+
+
 TRAININGS = {
-    "lora": 'LoRAOperator(task_id="train", training_lora_r=4, **CLUSTER)',
-    "sft": 'FineTuneOperator(task_id="train", training_algorithm="SFT", **CLUSTER)',
-    "sft on two nodes": (
-        'FineTuneOperator(task_id="train", training_algorithm="SFT", training_resource_num_workers=2, **CLUSTER)'
+    "lora": Case("LoRAOperator(training_lora_r=4, **TASK)", "adapter"),
+    "sft": Case('FineTuneOperator(training_algorithm="SFT", **TASK)', "full"),
+    "osft": Case('FineTuneOperator(training_algorithm="OSFT", training_unfreeze_rank_ratio=0.5, **TASK)', "full"),
+    "sft on two nodes": Case(
+        'FineTuneOperator(training_algorithm="SFT", training_resource_num_workers=2, **TASK)', "full"
     ),
 }
 SMALL = {"gpus": 0, "cpu": "900m", "memory": "3Gi"}
-KIND = {"lora": "adapter", "sft": "full", "sft on two nodes": "full"}
 
 Run = Callable[..., SimpleNamespace]
 XCom = Callable[..., Any]
@@ -38,23 +59,22 @@ def jobs(cluster: Cluster, namespace: str) -> str:
     return cluster.kubectl("get", "trainjobs", f"--namespace={namespace}", "--output=name")
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_ends_as_a_model_on_the_claim(
-    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, training: str
+    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, name: str
 ) -> None:
-    result = run(TRAININGS[training])
+    case = TRAININGS[name]
+    result = run(f"TASK = CLUSTER | {{'task_id': 'train', 'launcher': {case.launcher!r}}}\n{case.task}")
     assert result.state == "success", result.log[-4000:]
     said = xcom(result.tasks["train"])
     place = f"runs/{result.dag.dag_id}/"
     assert said["model_uri"].startswith(f"pvc://work/{place}")
     model = claim / said["model_uri"].removeprefix("pvc://work/")
-    weights = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}[KIND[training]]
-    assert (model / weights).is_file()
+    assert (model / WEIGHTS[case.model]).is_file()
     assert (claim / said["loss_chart"].removeprefix("pvc://work/")).is_file()
     assert said["metrics"]["loss"] > 0
-    assert said["job"]["launcher"] == "trainjob"
-    for line in ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded"):
-        assert line in result.log
+    assert said["job"]["launcher"] == case.launcher
+    assert [words for words in case.says if words not in result.log] == []
     assert "finetune-progress" not in result.log
     assert jobs(cluster, namespace) == ""
 
@@ -82,14 +102,20 @@ def test_a_job_that_failed_stays_until_the_next_success_of_its_task(
 def test_the_example_prepares_trains_and_evaluates(
     cluster: Cluster,
     namespace: str,
+    account: Path,
     train_python: Path,
     model_to: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
     run_file: Callable[..., SimpleNamespace],
 ) -> None:
-    cluster.apply(*claim_objects(cluster, namespace, "training", "ReadWriteMany"))
+    cluster.apply(*rights.shipped(namespace, file="pods.yaml"))
+    volume, _ = claim_objects(cluster, namespace, "training", "ReadWriteMany")
+    claim = yaml.safe_load((rights.SHIPPED / "claim.yaml").read_text(encoding="utf-8"))
+    claim["metadata"]["namespace"] = namespace
+    volume["spec"]["capacity"] = claim["spec"]["resources"]["requests"]
+    cluster.apply(volume, claim)
     model_to(cluster.work_dir / namespace / "training" / "tiny")
-    connection = {"kube_config_path": str(cluster.kubeconfig), "namespace": namespace}
+    connection = {"kube_config_path": str(account), "namespace": namespace}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": connection}))
     # A pod of the example has no image here: as in the runtime of the tests it sees the machine's own Python.
     pod = load(train_python)["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]

@@ -1,4 +1,8 @@
-"""An API server of TrainJobs and pods over HTTP: list, watch, logs, events, deletion; and objects as it has them."""
+"""An API server of TrainJobs and pods over HTTP: list, watch, logs, events, deletion; and objects as it has them.
+
+A real server beside kmock, whose emulator has neither resource versions nor pages, bookmarks and expired watches, and
+cannot stop and come back on the same port: what a watch has to live with.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +87,8 @@ class FakeCluster:
         self.logs: dict[str, list[str]] = {}
         self.requests: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}  # by kind, or by verb and kind
+        self.unlisted: set[str] = set()  # names that a list does not show: it is older than they are
+        self.expired = 0  # how many second pages of lists are refused
         self.oldest = 0
         self._version = 100
         self._history: list[tuple[int, str, dict[str, Any]]] = []
@@ -171,9 +177,13 @@ class FakeCluster:
         return await self._object(request, parts) if len(parts) > 1 else self._list(request, parts[0])
 
     def _list(self, request: web.Request, kind: str) -> web.Response:
-        things = list(self.objects[kind].values())
-        job = request.query.get("labelSelector", "").partition("jobset-name=")[2]
-        things = [thing for thing in things if not job or thing["metadata"]["labels"][JOB] == job]
+        wanted = dict(label.split("=") for label in request.query["labelSelector"].split(","))
+        found = [thing for name, thing in self.objects[kind].items() if name not in self.unlisted]
+        things = [thing for thing in found if wanted.items() <= thing["metadata"]["labels"].items()]
+        if "continue" in request.query and self.expired:
+            self.expired -= 1
+            body = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            return web.json_response(body, status=410)
         begin, limit = int(request.query.get("continue", 0)), int(request.query.get("limit", len(things)))
         more = {"continue": str(begin + limit)} if begin + limit < len(things) else {}
         metadata = {"resourceVersion": str(self._version), **more}

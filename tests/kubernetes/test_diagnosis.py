@@ -80,6 +80,30 @@ def test_what_a_pod_that_is_not_scheduled_says(text: str, cause: str, hopeless: 
     assert (found.failure.cause, found.hopeless) == (cause, bool(hopeless))
 
 
+MULTI_ATTACH = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) y-node-0-0-abc'
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (NODES + "1 Insufficient nvidia.com/gpu, 2 node(s) had volume node affinity conflict.", "claim_elsewhere"),
+        (NODES + "1 node(s) didn't match PersistentVolume's node affinity.", "claim_elsewhere"),
+        (NODES + "1 node(s) had no available volume zone.", "claim_elsewhere"),
+        (MULTI_ATTACH, "claim_in_use"),
+    ],
+)
+@pytest.mark.parametrize(("nodes", "hopeless"), [(1, False), (2, True)])
+def test_a_claim_for_one_node_keeps_one_pod_waiting_and_several_for_ever(
+    text: str, cause: str, nodes: int, hopeless: bool
+) -> None:
+    attaching = pod_state(pod("x", waiting("ContainerCreating")))
+    pods = [attaching if cause == "claim_in_use" else pod_state(unschedulable(text))]
+    events = [event("Pod", attaching.name, "FailedAttachVolume", text, UID)] if cause == "claim_in_use" else []
+    found = why_stuck(job_state(JOB), pods, events, nodes)
+    assert (found.failure.cause, found.hopeless) == (cause, hopeless)
+    assert "Take a ReadWriteMany claim" in found.failure.cure
+
+
 @pytest.mark.parametrize(
     ("events", "cause", "hopeless"),
     [
@@ -139,6 +163,16 @@ FAILED = train_job(
 EVICTED = condition("DisruptionTarget", reason="EvictionByEvictionAPI", message="Eviction API: evicting")
 
 
+def faulty(*, rank: int = 0, **status: Any) -> dict[str, Any]:
+    """A pod that failed without its program."""
+    found = pod("x", rank=rank, phase="Failed")
+    return {**found, "status": {**found["status"], **status}}
+
+
+REFUSED: Any = {"reason": "UnexpectedAdmissionError", "message": "Allocate failed due to no healthy devices present"}
+INIT = {"name": "fetch", "state": terminated(3, "no such bucket")}
+
+
 def said(cause: str, failure_class: Any = "user") -> str:
     failure = Failure(failure_class=failure_class, cause=cause, message="m", log_tail=["last line"])
     return Outcome(status="failed", failure=failure, work_dir="/w").to_small_json()
@@ -160,6 +194,9 @@ def said(cause: str, failure_class: Any = "user") -> str:
         ([pod("x", terminated(1, "Traceback\nValueError: no"))], "runner_died", "infrastructure"),
         ([pod("x", terminated(143)), pod("x", terminated(7, said("disk_full"), ago=4), rank=1)], "disk_full", "user"),
         ([pod("x", terminated(143)), pod("x", terminated(137, "", "OOMKilled"), rank=1)], "out_of_memory", "resources"),
+        ([faulty(**REFUSED)], "pod_failed", "infrastructure"),
+        ([faulty(initContainerStatuses=[INIT])], "pod_failed", "infrastructure"),
+        ([pod("x", terminated(143)), faulty(rank=1, **REFUSED)], "pod_failed", "infrastructure"),
         ([], "job_failed", "infrastructure"),
     ],
 )  # fmt: skip
@@ -167,6 +204,18 @@ def test_the_first_end_of_a_failed_job_is_its_cause(pods: list[Any], cause: str,
     failure = why_failed(job_state(FAILED), [pod_state(one) for one in pods])
     assert (failure.cause, failure.failure_class) == (cause, failure_class)
     assert failure.message
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (faulty(**REFUSED), "UnexpectedAdmissionError: Allocate failed due to no healthy devices present"),
+        (faulty(initContainerStatuses=[INIT]), "Error: init container 'fetch' exited with code 3: no such bucket"),
+    ],
+)
+def test_what_a_pod_failed_of_before_its_program_is_told(shown: dict[str, Any], words: str) -> None:
+    message = why_failed(job_state(FAILED), [pod_state(shown)]).message
+    assert message == f"Pod x-node-0-0-abc (rank 0, node node1) failed, and not by its program. {words}"
 
 
 def test_a_deadline_is_a_training_that_took_too_long() -> None:

@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(cache, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(cache, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", 0.3)
     monkeypatch.setattr(relay, "_FIRST_LOOK_SECONDS", 0.1)
     for module in (follow, why):
         monkeypatch.setattr(module, "SLOW_SECONDS", 0.6)
@@ -243,7 +244,9 @@ def test_lines_of_the_training_are_in_the_task_log_once_and_before_the_word_fail
     in_cluster(monkeypatch, story)
 
 
-def test_progress_that_the_trainer_knows_is_shown_without_reading_the_log(monkeypatch: Any, told: Any) -> None:
+def test_where_the_trainer_tells_the_progress_the_log_is_read_at_first_and_then_seldom(
+    monkeypatch: Any, told: Any
+) -> None:
     async def story(cluster: FakeCluster) -> None:
         status = {
             "progressPercentage": 40,
@@ -251,14 +254,35 @@ def test_progress_that_the_trainer_knows_is_shown_without_reading_the_log(monkey
             "metrics": [{"name": "loss", "value": "1.2"}],
         }
         cluster.put("trainjobs", train_job("a", trainerStatus=status))
-        cluster.put("pods", pod("a", running(1)))
+        cluster.put("pods", pod("a", running(-2)))
+        log = cluster.logs["a-node-0-0-abc"] = [f"{at(1)} warning: 7 rows are left out"]
         result = asyncio.create_task(event_of(trigger_of("a")))
         await until(lambda: told("progress 40 %  loss 1.2  ETA 1 min 30 s"))
+        await until(lambda: told("7 rows are left out"))
+        log.append(f"{at(0)} step 2")
         await asyncio.sleep(0.5)
-        assert not [request for request in cluster.requests if request.endswith("/log")]
+        assert not told("step 2")
+        assert cluster.count("GET pods/a-node-0-0-abc/log") == 1
         succeed(cluster, "a")
         await result
-        assert len(told("progress 40 %")) == 1
+        assert len(told("progress 40 %")) == len(told("step 2")) == 1
+
+    in_cluster(monkeypatch, story)
+
+
+@pytest.mark.parametrize(("lines", "shown", "missing"), [(100, 100, 0), (900, 900, 0), (1500, 1000, 1)])
+def test_of_a_log_that_is_long_at_the_first_look_more_is_read_and_what_is_missing_is_said(
+    monkeypatch: Any, told: Any, lines: int, shown: int, missing: int
+) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
+        cluster.put("pods", pod("a", running(-2)))
+        cluster.logs["a-node-0-0-abc"] = [f"{at(1)} line {number}" for number in range(lines)]
+        result = asyncio.create_task(event_of(trigger_of("a")))
+        await until(lambda: told(f"line {lines - 1}"))
+        succeed(cluster, "a")
+        await result
+        assert (len(told("line ")), len(told("is missing here"))) == (shown, missing)
 
     in_cluster(monkeypatch, story)
 
@@ -295,13 +319,30 @@ def test_a_clock_that_runs_out_deletes_the_job_and_says_what_it_waited_for(
             cluster.put("pods", pod("a", state, age=69))
         payload = await event_of(trigger_of("a", clocks={clock: 60}))
         failure = payload["outcome"]["failure"]
-        assert failure["cause"] == clock
+        assert (failure["cause"], payload["gone"]) == (clock, True)
         assert list(payload["phases"].values())[-1] >= 60
         assert told()[-1].endswith("; TrainJob a is deleted")
         assert f"{clock}=60 s" in failure["message"]
         assert words in failure["message"]
         assert clock in failure["cure"]
         assert cluster.count("DELETE trainjobs/a") == 1
+
+    in_cluster(monkeypatch, story)
+
+
+def test_a_training_of_which_the_watch_has_not_heard_is_not_ended_for_its_start(monkeypatch: Any, told: Any) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a", age=58))
+        cluster.put("pods", pod("a", waiting("ContainerCreating"), age=57, phase="Pending"))
+        result = asyncio.create_task(event_of(trigger_of("a", clocks={"startup_timeout": 60.0})))
+        await until(lambda: told("starting"))
+        # Without a word to those who watch: their connection is dead, and nobody knows it yet.
+        (name,) = cluster.objects["pods"]
+        cluster.objects["pods"][name] = pod("a", running(1), age=57)
+        await until(lambda: cluster.count("GET pods") == 3)
+        assert not cluster.count("DELETE")
+        succeed(cluster, "a", age=62)
+        assert (await result)["outcome"]["status"] == "succeeded"
 
     in_cluster(monkeypatch, story)
 
@@ -358,8 +399,9 @@ def test_a_job_that_somebody_deletes_is_gone_when_the_server_says_so(monkeypatch
         result = asyncio.create_task(event_of(trigger_of("a")))
         await until(lambda: told("starting"))
         cluster.remove("trainjobs", "a")
-        failure = (await result)["outcome"]["failure"]
-        assert (failure["failure_class"], failure["cause"]) == ("preempted", "deleted")
+        payload = await result
+        failure = payload["outcome"]["failure"]
+        assert (failure["failure_class"], failure["cause"], payload["gone"]) == ("preempted", "deleted", True)
         assert cluster.count("GET trainjobs/a") == 1
 
     in_cluster(monkeypatch, story)
@@ -388,7 +430,22 @@ def test_of_two_active_jobs_of_one_request_the_older_is_kept_and_followed(monkey
         for payload in await asyncio.gather(result, again, restarted):
             assert payload["workload"]["name"] == "old"
             assert payload["outcome"]["status"] == "succeeded"
-        assert [request for request in cluster.requests if "DELETE" in request] == ["DELETE trainjobs/young"]
+        assert {request for request in cluster.requests if "DELETE" in request} == {"DELETE trainjobs/young"}
+
+    in_cluster(monkeypatch, story)
+
+
+def test_a_younger_job_that_no_list_shows_yet_is_deleted_as_well(monkeypatch: Any) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        for name, age in (("old", 10), ("young", 1)):
+            job = train_job(name, age=age)
+            job["metadata"]["labels"][IDENTITY] = "same"
+            cluster.put("trainjobs", job)
+        cluster.unlisted.add("young")
+        result = asyncio.create_task(event_of(trigger_of("young", identity="same", whole="w")))
+        await until(lambda: cluster.count("DELETE trainjobs/young") == 1)
+        succeed(cluster, "old")
+        assert (await result)["workload"]["name"] == "old"
 
     in_cluster(monkeypatch, story)
 
@@ -411,13 +468,29 @@ def test_the_task_is_told_once_that_the_server_is_away_and_once_that_it_is_back(
     in_cluster(monkeypatch, story)
 
 
-def test_a_triggerer_without_the_right_to_watch_says_which(monkeypatch: Any) -> None:
+def test_a_triggerer_without_the_right_to_watch_says_which_and_lets_the_job_train(monkeypatch: Any) -> None:
     async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
         message = 'pods is forbidden: User "t" cannot list resource "pods" in API group "" in the namespace "ml"'
         cluster.refuse["pods"] = (403, message)
-        failure = (await event_of(trigger_of("a")))["outcome"]["failure"]
-        assert failure["failure_class"] == "user"
+        payload = await event_of(trigger_of("a"))
+        failure = payload["outcome"]["failure"]
+        assert (payload["unknown"], failure["failure_class"], failure["cause"]) == (True, "infrastructure", "forbidden")
+        assert "TrainJob ml/a is no longer followed, and may train on" in failure["message"]
         assert "may not list 'pods'" in failure["message"]
+        assert not cluster.count("DELETE")
+
+    in_cluster(monkeypatch, story)
+
+
+def test_a_triggerer_with_a_wrong_setting_says_which_and_lets_the_job_train(monkeypatch: Any) -> None:
+    monkeypatch.setenv("AIRFLOW__FINETUNE__READS_PER_SECOND", "many")
+
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a"))
+        payload = await event_of(trigger_of("a"))
+        assert payload["unknown"] is True
+        assert "reads_per_second='many' is no number above 0" in payload["outcome"]["failure"]["message"]
 
     in_cluster(monkeypatch, story)
 

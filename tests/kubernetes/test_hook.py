@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_finetune.cluster import hook as hook_module
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
 from airflow_provider_finetune.exceptions import AirflowFailException
@@ -223,27 +224,28 @@ def test_a_job_is_read_or_is_not_there(api: ApiServer, call: Call) -> None:
     assert call(lambda hook: hook.job("a")) is None
 
 
-def test_the_wait_ends_when_no_pod_can_write_any_more(api: ApiServer, call: Call) -> None:
-    def pods(*phases: str) -> dict[str, Any]:
-        return {"items": [{"status": {"phase": phase}} for phase in phases]}
+def pods(**phases: str) -> dict[str, Any]:
+    return {"items": [{"metadata": {"name": name}, "status": {"phase": phase}} for name, phase in phases.items()]}
 
-    api.answer(f"get {CORE}/pods", pods("Running", "Failed"), pods("Failed", "Succeeded"))
-    assert call(lambda hook: hook.wait_until_pods_are_gone("a", 20)) is True
-    assert api.requests[0].params == {"labelSelector": "jobset.sigs.k8s.io/jobset-name=a"}
+
+def test_the_wait_ends_when_no_pod_can_write_any_more(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods", pods(a="Running", b="Failed"), pods(a="Failed", b="Succeeded"))
+    assert call(lambda hook: hook.pods_that_stay({IDENTITY: "i1"}, 20)) == []
+    assert api.requests[0].params == {"labelSelector": f"{IDENTITY}=i1"}
     assert len(api.asked) == 2
 
 
-def test_the_wait_for_pods_has_an_end(api: ApiServer, call: Call) -> None:
-    api.answer(f"get {CORE}/pods", {"items": [{"status": {"phase": "Running"}}]})
-    assert call(lambda hook: hook.wait_until_pods_are_gone("a", 0.2)) is False
+def test_the_wait_for_pods_has_an_end_and_names_those_that_stay(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods", pods(a="Running", b="Failed"))
+    assert call(lambda hook: hook.pods_that_stay({IDENTITY: "i1"}, 0.2)) == ["a"]
 
 
 def test_the_last_lines_of_a_log_come_with_their_times(api: ApiServer, call: Call) -> None:
     api.answer(
         f"get {CORE}/pods/p/log", "2026-01-01T00:00:00Z loss 2.0\n2026-01-01T00:00:01Z na\u00efve\n".encode() + b"\xff"
     )
-    lines = call(lambda hook: hook.log_tail("p", lines=20))
-    assert lines == ["2026-01-01T00:00:00Z loss 2.0", "2026-01-01T00:00:01Z naïve", "\ufffd"]
+    tail = call(lambda hook: hook.log_tail("p", lines=20))
+    assert tail == (["2026-01-01T00:00:00Z loss 2.0", "2026-01-01T00:00:01Z naïve", "\ufffd"], True)
     assert api.requests[0].params == {"container": "node", "tailLines": "20", "timestamps": "true"}
 
 
@@ -256,16 +258,22 @@ def test_the_last_lines_of_a_log_come_with_their_times(api: ApiServer, call: Cal
 )
 def test_a_pod_that_has_not_begun_or_is_gone_has_no_log(api: ApiServer, call: Call, answer: Any) -> None:
     api.answer(f"get {CORE}/pods/p/log", answer)
-    assert call(lambda hook: hook.log_tail("p", lines=20)) == []
+    assert call(lambda hook: hook.log_tail("p", lines=20)) == ([], True)
 
 
 def test_of_a_long_log_the_end_is_kept(api: ApiServer, call: Call) -> None:
     text = b"".join(b"%05d %s\n" % (number, b"x" * 1000) for number in range(100))
     api.answer(f"get {CORE}/pods/p/log", text)
-    lines = call(lambda hook: hook.log_tail("p", lines=100))
+    lines, whole = call(lambda hook: hook.log_tail("p", lines=200))
+    assert not whole
     assert lines[-1].startswith("00099")
     assert all(len(line) == 1006 for line in lines)
     assert 60 <= len(lines) <= 65
+
+
+def test_as_many_lines_as_were_asked_for_may_not_be_all(api: ApiServer, call: Call) -> None:
+    api.answer(f"get {CORE}/pods/p/log", b"one\ntwo\n")
+    assert call(lambda hook: hook.log_tail("p", lines=2)) == (["one", "two"], False)
 
 
 def test_the_reading_of_an_endless_log_stops(api: ApiServer, call: Call) -> None:
@@ -278,8 +286,8 @@ def test_the_reading_of_an_endless_log_stops(api: ApiServer, call: Call) -> None
             yield b"x" * 100_000
 
     api.handler[f"get {CORE}/pods/p/log"] << endless()
-    lines = call(lambda hook: hook.log_tail("p", lines=5))
-    assert sum(map(len, lines)) <= 65536
+    tail = call(lambda hook: hook.log_tail("p", lines=5))
+    assert sum(map(len, tail.lines)) <= 65536
     assert sent < 100_000_000  # what lies in the buffers of both sides
 
 
@@ -340,6 +348,26 @@ def test_a_watch_that_breaks_is_a_passing_error(api: ApiServer, call: Call) -> N
             seen.append(event)
 
     assert error_of(call, collect).passing
+
+
+def test_a_watch_of_which_nothing_comes_is_a_passing_error(
+    api: ApiServer, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_module, "SILENT_SECONDS", 0.3)
+
+    async def silent(request: Any) -> Any:
+        yield b'{"type": "BOOKMARK"}\n'
+        await asyncio.sleep(20)
+
+    api.handler[f"get {CORE}/pods"] << silent
+    seen: list[Any] = []
+
+    async def collect(hook: TrainingHook) -> None:
+        async for event in hook.watch("pods", {}, "12"):
+            seen.append(event)
+
+    assert error_of(call, collect).passing
+    assert seen == [{"type": "BOOKMARK"}]
 
 
 def test_a_list_says_where_a_watch_goes_on(api: ApiServer, call: Call) -> None:

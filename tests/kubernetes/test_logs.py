@@ -10,49 +10,63 @@ import asyncio
 import time
 from datetime import datetime, timezone
 
-from airflow_provider_finetune.cluster.logs import NewLines, ReadBudget
+from airflow_provider_finetune.cluster.logs import LogTail, NewLines, ReadBudget
 
 LOG = [f"2026-01-01T10:00:{second:02}.{fraction}Z line {second}" for second, fraction in enumerate("123456789")]
 
 
+def whole(*lines: str) -> LogTail:
+    return LogTail(lines, whole=True)
+
+
+def end(*lines: str) -> LogTail:
+    return LogTail(lines, whole=False)
+
+
 def test_each_line_is_new_once() -> None:
     new = NewLines()
-    assert new.of(LOG[:3]) == ["line 0", "line 1", "line 2"]
-    assert new.of(LOG[1:5]) == ["line 3", "line 4"]
-    assert new.of(LOG[1:5]) == []
-    assert new.of([]) == []
+    assert new.of(whole(*LOG[:3])) == ["line 0", "line 1", "line 2"]
+    assert new.of(end(*LOG[1:5])) == ["line 3", "line 4"]
+    assert new.of(end(*LOG[1:5])) == []
+    assert new.of(whole()) == []
 
 
 def test_lines_of_the_same_time_are_told_apart_by_their_number() -> None:
     same = [f"2026-01-01T10:00:00.5Z line {number}" for number in range(4)]
     new = NewLines()
-    assert new.of(same[:2]) == ["line 0", "line 1"]
-    assert new.of(same) == ["line 2", "line 3"]
-    assert new.of([*same, *LOG[3:4]]) == ["line 3"]
+    assert new.of(whole(*same[:2])) == ["line 0", "line 1"]
+    assert new.of(whole(*same)) == ["line 2", "line 3"]
+    assert new.of(whole(*same, *LOG[3:4])) == ["line 3"]
 
 
 def test_times_are_compared_as_times() -> None:
     new = NewLines()
-    assert new.of(["2026-01-01T11:00:00.5+01:00 a", "2026-01-01T10:00:00.500000001Z b"]) == ["a", "b"]
-    assert new.of(["2026-01-01T10:00:00.500000001Z b", "2026-01-01T10:00:01Z c"]) == ["c"]
+    assert new.of(whole("2026-01-01T11:00:00.5+01:00 a", "2026-01-01T10:00:00.500000001Z b")) == ["a", "b"]
+    assert new.of(end("2026-01-01T10:00:00.500000001Z b", "2026-01-01T10:00:01Z c")) == ["c"]
 
 
 def test_a_tail_that_does_not_reach_back_says_so() -> None:
     new = NewLines()
-    new.of(LOG[:2])
-    assert not new.reaches_back(LOG[4:])
-    missing, *rest = new.of(LOG[4:])
-    assert missing == "warning: what was printed from 10:00:01 to 10:00:04 UTC came too fast to be shown here"
+    new.of(whole(*LOG[:2]))
+    assert not new.reaches_back(end(*LOG[4:]))
+    missing, *rest = new.of(end(*LOG[4:]))
+    assert missing.startswith("warning: what was printed from 10:00:01 to 10:00:04 UTC is missing here")
+    assert rest[0] == "line 4"
+
+
+def test_a_first_tail_that_is_not_the_whole_log_says_so() -> None:
+    missing, *rest = NewLines().of(end(*LOG[4:]))
+    assert missing.startswith("warning: what was printed before 10:00:04 UTC is missing here")
     assert rest[0] == "line 4"
 
 
 def test_what_somebody_else_has_shown_is_left_out() -> None:
     since = datetime(2026, 1, 1, 10, 0, 6, tzinfo=timezone.utc)
-    assert NewLines(since).of(LOG) == ["line 6", "line 7", "line 8"]
+    assert NewLines(since).of(end(*LOG)) == ["line 6", "line 7", "line 8"]
 
 
 def test_a_line_that_was_cut_is_left_out() -> None:
-    assert NewLines().of(["01-01T10:00:00Z cut", "", *LOG[:1]]) == ["line 0"]
+    assert NewLines().of(whole("01-01T10:00:00Z cut", "", *LOG[:1])) == ["line 0"]
 
 
 def test_reads_are_spaced_evenly_and_in_order() -> None:

@@ -36,7 +36,7 @@ def seen(job: dict[str, Any], *pods: dict[str, Any], nodes: int = 1) -> tuple[Ph
         (train_job("a", condition("Suspended", reason="Suspended"), suspend=True), [], Phase.QUEUED),
         (train_job("a", jobsStatus=[{"active": 1, "ready": 0}]), [pod("a", waiting("ErrImagePull"))], Phase.STARTING),
         (train_job("a", jobsStatus=[{"active": 0, "ready": 0}]), [pod("a", running())], Phase.RUNNING),
-        (train_job("a"), [pod("a", terminated(1))], Phase.RUNNING),
+        (train_job("a", age=12), [pod("a", terminated(1), age=11)], Phase.RUNNING),
         (train_job("a", condition("Complete")), [], Phase.SUCCEEDED),
         (train_job("a", condition("Failed")), [pod("a", running())], Phase.FAILED),
         (train_job("a", condition("Failed", value="False")), [pod("a", running())], Phase.RUNNING),
@@ -84,6 +84,20 @@ def test_a_container_that_was_started_again_has_run_since_its_first_start() -> N
     assert (state.restarts, state.exit_code, state.words) == (2, 1, "first words")
     backing_off = pod("a", waiting("CrashLoopBackOff"), ready, age=505, restartCount=1, lastState=terminated(1))
     assert seen(train_job("a", age=505), backing_off)[0] is Phase.RUNNING
+
+
+def test_a_program_that_could_not_be_started_has_not_begun() -> None:
+    end = terminated(128, 'exec: "python3": executable file not found', "StartError")["terminated"]
+    never = pod("a", {"terminated": {**end, "startedAt": "1970-01-01T00:00:00Z"}}, age=5)
+    assert seen(train_job("a", age=6), never) == (Phase.STARTING, 5)
+    state, states = job_state(train_job("a", age=6)), [pod_state(never)]
+    clock = running_clock(LIMITS, Phase.STARTING, state, states)
+    assert clock
+    assert clock.left(NOW) > 0
+
+
+def test_a_program_that_runs_has_begun_whatever_the_clock_of_its_node_says() -> None:
+    assert seen(train_job("a", age=6), pod("a", running(60), age=5))[0] is Phase.RUNNING
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,12 @@ RECORDED = {
         "does not know spec.activeDeadlineSeconds and spec.runtimePatches",
         False,
     ),
+    "expired": (
+        410,
+        body("The provided continue parameter is too old to display a consistent list result.", "Expired"),
+        "The list of trainjobs took so long that the API server has no longer what it began with",
+        True,
+    ),
     "server_busy": (429, body("too many requests", "TooManyRequests"), "too much to do", True),
     "server_error": (
         500,

@@ -2,6 +2,7 @@
 
 * one list and one watch per kind for all followers; the first may leave, the last one ends it
 * the ordinary end of a watch, a version that has expired, errors, a server that is away and back
+* what is refused at the beginning, for a moment, for minutes, or because Airflow does not give the connection
 * what is remembered of pods that have gone, and for how long; who is woken
 * how much memory an object costs
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,6 +42,7 @@ Watch = SharedWatch[TrainingHook]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(cache, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", 0.5)
 
 
 @asynccontextmanager
@@ -92,6 +95,18 @@ def test_a_long_list_is_read_in_pages() -> None:
         async with watching(cluster, "j0") as (watch, _):
             assert all(watch.job(name, f"uid-{name}") for name in names)
             assert cluster.count("GET trainjobs") == 3
+
+    in_cluster(story)
+
+
+def test_a_list_that_expires_between_two_pages_is_read_anew() -> None:
+    async def story(cluster: FakeCluster) -> None:
+        for number in range(PAGE + 1):
+            cluster.put("trainjobs", train_job(f"j{number}"))
+        cluster.expired = 1
+        async with watching(cluster, "j0") as (watch, _):
+            assert watch.job(f"j{PAGE}", f"uid-j{PAGE}")
+            assert cluster.count("GET trainjobs") == 4
 
     in_cluster(story)
 
@@ -205,6 +220,68 @@ def test_a_right_to_watch_that_is_missing_from_the_beginning_ends_the_wait() -> 
         async with watching(cluster) as (watch, _):
             with pytest.raises(Exception, match="may not watch 'pods'"):
                 await until(lambda: watch.outage and watch.synced is False)
+
+    in_cluster(story)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "what", "answer"),
+    [
+        (60.0, "pods", (403, 'User "u" cannot list resource "pods" in API group "" in the namespace "ml"')),
+        (0.0, "trainjobs", (401, "Unauthorized")),
+        (0.0, "trainjobs", (404, "404 page not found")),
+        (0.0, "WATCH pods", (404, "404 page not found")),
+    ],
+)
+def test_what_is_refused_while_servers_start_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, what: str, answer: tuple[int, str]
+) -> None:
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", seconds)
+
+    async def story(cluster: FakeCluster) -> None:
+        cluster.refuse[what] = answer
+        verb = what if " " in what else f"GET {what}"
+
+        async def let_in() -> None:
+            await until(lambda: cluster.count(verb) >= 6)
+            cluster.refuse.clear()
+
+        opening = asyncio.create_task(let_in())
+        async with watching(cluster) as (watch, _):
+            await opening
+            await until(lambda: len(cluster._watchers) == 2)
+            cluster.put("trainjobs", train_job("a"))
+            cluster.put("pods", pod("a", running()))
+            await until(lambda: watch.outage is None and watch.job("a", "uid-a"))
+
+    in_cluster(story)
+
+
+NO_FILE = json.dumps({"conn_type": "kubernetes", "extra": {"kube_config_path": "/nowhere/config"}})
+
+
+def test_a_connection_that_cannot_be_used_yet_is_waited_for_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_REFUSED_SECONDS", 60.0)
+    monkeypatch.setenv("AIRFLOW_CONN_LATE", NO_FILE)
+
+    async def story(cluster: FakeCluster) -> None:
+        async with following("late", NAMESPACE, "a", lambda: TrainingHook("late", NAMESPACE, pauses=())) as (watch, _):
+            await until(lambda: watch.outage)
+            assert watch.outage
+            assert "there is no file /nowhere/config" in watch.outage.reason
+            monkeypatch.setenv("AIRFLOW_CONN_LATE", cluster.connection)
+            await until(lambda: watch.synced and watch.outage is None)
+
+    in_cluster(story)
+
+
+def test_a_connection_that_can_never_be_used_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BAD", NO_FILE)
+
+    async def story(cluster: FakeCluster) -> None:
+        async with following("bad", NAMESPACE, "a", lambda: TrainingHook("bad", NAMESPACE, pauses=())) as (watch, _):
+            with pytest.raises(Exception, match="there is no file /nowhere/config"):
+                await until(lambda: watch.synced)
 
     in_cluster(story)
 

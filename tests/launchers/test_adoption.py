@@ -1,7 +1,7 @@
 """What becomes of the workloads that earlier tries have left.
 
 * one of the same request is followed while it trains, and collected once when it has succeeded
-* what must not go on training is deleted, and nothing new starts beside pods that still write
+* what must not go on training is deleted
 * which older ones a success makes useless
 """
 
@@ -28,40 +28,39 @@ SUCCEEDED: dict[str, Any] = {"condition": "Complete"}
 FAILED: dict[str, Any] = {"condition": "Failed"}
 
 TABLE = {
-    "nothing is there": ([], None, "", ""),
-    "active, the same request": ([job("a")], "a", "", ""),
-    "active in a queue, the same request": ([job("a", suspended=True)], "a", "", ""),
-    "active, made before a clear": ([job("a", try_number=2)], None, "a", "a"),
-    "active, made before a clear and since": ([job("a", 5, try_number=2), job("b")], "b", "a", ""),
-    "succeeded before a clear and not delivered": ([job("a", try_number=2, **SUCCEEDED)], "a", "", ""),
-    "active, another request": ([job("a", whole="other")], None, "a", "a"),
-    "two active: the older is kept": ([job("young"), job("old", 5)], "old", "young", ""),
-    "two active of one age: the same one for everybody": ([job("b"), job("a")], "a", "b", ""),
-    "active, of both requests": ([job("a"), job("b", 5, whole="other")], "a", "b", ""),
-    "succeeded and not delivered": ([job("a", **SUCCEEDED)], "a", "", ""),
-    "succeeded twice and not delivered: the last": ([job("a", 5, **SUCCEEDED), job("b", **SUCCEEDED)], "b", "", ""),
-    "succeeded and delivered: cleared, so train again": ([job("a", delivered=True, **SUCCEEDED)], None, "", ""),
-    "succeeded, another request": ([job("a", whole="other", **SUCCEEDED)], None, "", ""),
-    "succeeded and being deleted": ([job("a", deleting=True, **SUCCEEDED)], None, "", "a"),
-    "active goes before succeeded": ([job("a"), job("b", 5, **SUCCEEDED)], "a", "", ""),
-    "failed: its pods may end later than it does": ([job("a", **FAILED)], None, "", "a"),
-    "failed, and the next try is active": ([job("a", 5, **FAILED), job("b")], "b", "", ""),
-    "being deleted: not active, its pods may live": ([job("a", deleting=True)], None, "", "a"),
-    "being deleted beside an active one": ([job("a", 5, deleting=True), job("b")], "b", "", ""),
-    "a stranger's": ([job("a", identity="stranger")], None, "", ""),
-    "a stranger's without a label": ([job("a", identity="", whole="")], None, "", ""),
-    "a stranger's beside ours": ([job("a", 5, identity="stranger"), job("b")], "b", "", ""),
+    "nothing is there": ([], None, ""),
+    "active, the same request": ([job("a")], "a", ""),
+    "active in a queue, the same request": ([job("a", suspended=True)], "a", ""),
+    "active, made before a clear": ([job("a", try_number=2)], None, "a"),
+    "active, made before a clear and since": ([job("a", 5, try_number=2), job("b")], "b", "a"),
+    "succeeded before a clear and not delivered": ([job("a", try_number=2, **SUCCEEDED)], "a", ""),
+    "active, another request": ([job("a", whole="other")], None, "a"),
+    "two active: the older is kept": ([job("young"), job("old", 5)], "old", "young"),
+    "two active of one age: the same one for everybody": ([job("b"), job("a")], "a", "b"),
+    "active, of both requests": ([job("a"), job("b", 5, whole="other")], "a", "b"),
+    "succeeded and not delivered": ([job("a", **SUCCEEDED)], "a", ""),
+    "succeeded twice and not delivered: the last": ([job("a", 5, **SUCCEEDED), job("b", **SUCCEEDED)], "b", ""),
+    "succeeded and delivered: cleared, so train again": ([job("a", delivered=True, **SUCCEEDED)], None, ""),
+    "succeeded, another request": ([job("a", whole="other", **SUCCEEDED)], None, ""),
+    "succeeded and being deleted": ([job("a", deleting=True, **SUCCEEDED)], None, ""),
+    "active goes before succeeded": ([job("a"), job("b", 5, **SUCCEEDED)], "a", ""),
+    "failed": ([job("a", **FAILED)], None, ""),
+    "failed, and the next try is active": ([job("a", 5, **FAILED), job("b")], "b", ""),
+    "being deleted: not active": ([job("a", deleting=True)], None, ""),
+    "being deleted beside an active one": ([job("a", 5, deleting=True), job("b")], "b", ""),
+    "a stranger's": ([job("a", identity="stranger")], None, ""),
+    "a stranger's without a label": ([job("a", identity="", whole="")], None, ""),
+    "a stranger's beside ours": ([job("a", 5, identity="stranger"), job("b")], "b", ""),
 }
 
 
 @pytest.mark.parametrize("case", TABLE)
 def test_earlier_workloads_are_followed_collected_or_deleted(case: str) -> None:
-    existing, follow, delete, wait_for = TABLE[case]
+    existing, follow, delete = TABLE[case]
     for order in (existing, existing[::-1]):
         found = adopt(order, identity="task", whole="asked", first_try=3)
         assert (found.follow and found.follow.name) == follow
         assert [left.name for left in found.delete] == delete.split()
-        assert [left.name for left in found.wait_for] == wait_for.split()
 
 
 LEFT = {

@@ -12,17 +12,22 @@ from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
 
 CONTAINER = {"name": "node", "terminationMessagePolicy": "FallbackToLogsOnError"}
 POD = {"restartPolicy": "Never", "containers": [{"name": "sidecar"}, CONTAINER]}
-NODE = {"name": "node", "template": {"spec": {"backoffLimit": 0, "template": {"spec": POD}}}}
+STEP = "trainer.kubeflow.org/trainjob-ancestor-step"
+LABELS = {"labels": {STEP: "trainer"}}
+NODE = {"name": "node", "template": {"metadata": LABELS, "spec": {"backoffLimit": 0, "template": {"spec": POD}}}}
 RUNTIME: dict[str, Any] = {"spec": {"template": {"spec": {"replicatedJobs": [{"name": "dataset-initializer"}, NODE]}}}}
 
 
-def changed(*, jobset: Any = None, job: Any = None, pod: Any = None, container: Any = None) -> dict[str, Any]:
+def changed(
+    *, jobset: Any = None, labels: Any = None, job: Any = None, pod: Any = None, container: Any = None
+) -> dict[str, Any]:
     """The good runtime with settings added, or taken out where they are ``None``."""
     runtime = deepcopy(RUNTIME)
     spec = runtime["spec"]["template"]["spec"]
-    node = spec["replicatedJobs"][1]["template"]["spec"]
-    template = node["template"]["spec"]
-    for part, change in ((spec, jobset), (node, job), (template, pod), (template["containers"][1], container)):
+    node = spec["replicatedJobs"][1]["template"]
+    template = node["spec"]["template"]["spec"]
+    parts = (spec, node["metadata"]["labels"], node["spec"], template, template["containers"][1])
+    for part, change in zip(parts, (jobset, labels, job, pod, container), strict=True):
         for name, value in (change or {}).items():
             part.pop(name, None)
             part.update({name: value} if value is not None else {})
@@ -82,3 +87,9 @@ def test_a_runtime_that_may_not_be_read_is_a_warning() -> None:
 def test_a_runtime_that_cannot_train_is_an_error(runtime: Any) -> None:
     with pytest.raises(TrainingRejected, match="no replicatedJob 'node' with a container 'node'"):
         warnings_of(runtime)
+
+
+@pytest.mark.parametrize("step", [None, "dataset-initializer"])
+def test_a_runtime_in_which_the_trainer_would_not_start_our_program_is_an_error(step: str | None) -> None:
+    with pytest.raises(TrainingRejected, match=f"no label {STEP}: trainer in the template of job 'node'"):
+        warnings_of(changed(labels={STEP: step}))

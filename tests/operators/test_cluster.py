@@ -135,6 +135,10 @@ def request_of(record: Any = LoRAParameters, *, task: TaskInstance = TASK, **giv
         ({"kubernetes_config": {"termination_grace_period_seconds": True}}, "it must be a whole number"),
         ({"kubernetes_config": {"affinity": {"a": timedelta(1)}}}, "a timedelta is nothing that JSON has"),
         ({"kubernetes_config": {"env": [{"name": "PET_NNODES"}]}}, "PET_NNODES is set by Kubeflow Trainer"),
+        (
+            {"kubernetes_config": {"env": [{"name": "HF_TOKEN", "value": "hf_secret"}]}},
+            "HF_TOKEN would stand readable in the job object. Use secrets={'HF_TOKEN': 'secret-name/key'}",
+        ),
         ({"kubernetes_config": {"volumes": [{"name": "finetune-x"}]}}, "are the provider's own"),
         ({"kubernetes_config": {"volume_mounts": [{"name": "x", "mountPath": "/opt/finetune/x"}]}}, "mounts something"),
         ({"kubernetes_config": {"volume_mounts": [{"name": "x", "mountPath": "x"}]}}, "is no absolute path"),
@@ -175,7 +179,11 @@ def test_what_a_cluster_would_refuse_or_lose_is_said_with_the_cure(given: dict[s
         {"secrets": {"HF_TOKEN": "my.hub/token_1"}},
         {"gpu_resource": "nvidia.com/mig-1g.5gb"},
         {"launcher": "pod", "kubernetes_config": {"scheduler_name": "volcano", "env_from": [{}]}},
-        {"kubernetes_config": {"env_from": None, "priority_class_name": ""}},
+        {
+            "kubernetes_config": {
+                "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "k"}}}]
+            }
+        },
     ],
 )
 def test_the_nearest_right_values_pass(given: dict[str, Any]):
@@ -242,6 +250,18 @@ def test_the_image_is_the_tasks_own_else_the_configured_one_else_the_runtimes():
     assert request_of(image="own", configured_image="configured").image == "own"
     assert request_of(image="None", configured_image="configured").image == "configured"
     assert request_of().image is None
+
+
+@pytest.mark.parametrize("api", TrainerApi)
+def test_what_asks_for_nothing_needs_no_trainer_that_carries_it(api: TrainerApi):
+    config: dict[str, Any] = {"env_from": [], "priority_class_name": "", "scheduler_name": None, "security_context": {}}
+    request = request_of(kubernetes_config=config)
+    assert render(request, api) == render(request_of(), api)
+    assert request.whole == request_of().whole
+
+
+def test_no_grace_at_all_is_asked_for():
+    assert request_of(kubernetes_config={"termination_grace_period_seconds": 0}).kubernetes_config
 
 
 def test_models_of_kubernetes_become_the_json_that_they_stand_for():

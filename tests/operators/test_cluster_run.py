@@ -52,8 +52,10 @@ def test_a_failure_names_the_claim_and_not_where_it_is_mounted():
 
 def test_where_no_file_outlives_the_pod_none_is_named():
     told = failed("no_model", "There is none.", work_dir="/var/lib/finetune/dag/run/train/1")
-    error = str(error_of(run_of(**REMOTE).named(told), WORKLOAD))
-    assert error.endswith("Where to look: TrainJob train-1 in namespace team-a")
+    error = error_of(run_of(**REMOTE).named(told), WORKLOAD, stays=True)
+    assert str(error).endswith("Where to look: TrainJob train-1 in namespace team-a")
+    error = error_of(run_of(**REMOTE).named(told), WORKLOAD)
+    assert str(error).endswith("Where to look: the lines above, as nothing else is left of the training")
 
 
 def test_the_files_of_a_failed_training_on_a_claim_are_named():

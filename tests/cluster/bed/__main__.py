@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 from tests.cluster.bed import build, cluster, image, packages
+from tests.cluster.bed.claims import claim_objects
+
+NAMESPACE, CLAIM = "ml", "training"
+"""What the README and the example work with."""
 
 
 def main() -> int:
@@ -46,6 +50,9 @@ def up(say: build.Say) -> None:
             (found.folder / "ends-with-its-users").unlink(missing_ok=True)
         else:
             found = cluster.up(say, Path(python) if python else None)
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        found.apply(namespace, *claim_objects(found, NAMESPACE, CLAIM, "ReadWriteMany"))
+        say(f"the claim {CLAIM} of namespace {NAMESPACE} is the folder {found.work_dir / NAMESPACE / CLAIM}")
     if not python:
         say("FINETUNE_TRAIN_PYTHON is not set: there is no runtime training-hub to train with")
     print(f"export KUBECONFIG={found.kubeconfig} PATH={found.programs}:$PATH")
