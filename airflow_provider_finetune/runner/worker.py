@@ -77,7 +77,8 @@ def _begin_anew(work_dir: WorkDir) -> None:
 
 def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Events) -> None:
     """Train, and publish what the first process of all has trained."""
-    here = placement(spec, os.environ)
+    # A process that torchrun has started knows its rank, and no longer the node's place.
+    here = Placement() if "RANK" in os.environ else placement(spec, os.environ)
     first = os.environ.get("RANK", str(here.node)) == "0"
     if first:
         events.say(f"training starts on {_HOW[prepared.device].format(_NAMES[spec.algorithm])}")
