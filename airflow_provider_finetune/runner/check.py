@@ -140,6 +140,9 @@ class _Check:
         """Return the file that the backend reads: our own take parquet, training-hub's JSON lines."""
         by_library = sent.get("dataset_type", "passthrough") != "passthrough"
         lines = by_library or (self._device == "cuda" and self._spec.algorithm != "lora_sft")
+        if lines and self._spec.algorithm == "sft":
+            # instructlab-training opens the file of this name in data_output_dir, whatever data_path says.
+            name = "data"
         return Handover(self._data_dir / f"{name}.{'jsonl' if lines else 'parquet'}", chats=by_library)
 
     def _look(self, wanted: int | None) -> Report:

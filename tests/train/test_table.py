@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -130,11 +131,17 @@ def test_sft_saves_a_model_at_each_epoch_and_no_full_state_by_default() -> None:
     assert sent["accelerate_full_state_at_epoch"] is False
 
 
-def test_sft_gets_its_sharding_strategy_as_an_object_of_the_library() -> None:
-    assert (
-        keywords("sft", fsdp_sharding_strategy="SHARD_GRAD_OP")["fsdp_options"].sharding_strategy.name
-        == "SHARD_GRAD_OP"
-    )
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"])
+def test_the_sharding_strategy_travels_as_json_and_becomes_the_librarys_own(strategy: str) -> None:
+    from instructlab.training import FSDPOptions
+
+    sent = json.loads(json.dumps(keywords("sft", fsdp_sharding_strategy=strategy)))["fsdp_options"]
+    assert FSDPOptions.model_validate(sent).sharding_strategy.name == strategy
+
+
+@pytest.mark.parametrize("algorithm", ["osft", "sft"])
+def test_the_library_reads_and_writes_data_in_the_directory_of_the_attempt(algorithm: str) -> None:
+    assert keywords(algorithm, data_output_dir="/shared")["data_output_dir"] == "processed"
 
 
 def test_osft_scheduler_options_are_numbers() -> None:
