@@ -81,7 +81,7 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
     first = os.environ.get("RANK", str(here.node)) == "0"
     if first:
         events.say(f"training starts on {_HOW[prepared.device].format(_NAMES[spec.algorithm])}")
-        events.training()
+        events.training(prepared.device)
     with events.timed("seconds_training") if first else nullcontext():
         try:
             _call_training_hub(spec.algorithm, prepared, here)

@@ -286,12 +286,18 @@ class TestSeries:
             "steps": 4,
             "total_steps": 4,
             "tokens": 40,
+            "tokens_per_second": None,
             "samples": None,
-            "peak_memory_bytes": 9,
+            "peak_gpu_memory_bytes": 9,
             "non_finite_steps": 0,
             "first_non_finite_step": None,
             "not_finite": [],
         }
+
+    def test_the_rate_is_that_of_all_steps_but_the_first(self) -> None:
+        rates = [1.0, 100.0, 50.0]
+        points = [Point(n + 1, loss=1.0, tokens=100 * (n + 1), tokens_per_second=rate) for n, rate in enumerate(rates)]
+        assert Series(points).summary()["tokens_per_second"] == pytest.approx(200 / 3)
 
     def test_an_empty_series_has_a_summary(self) -> None:
         summary = Series().summary()
@@ -452,6 +458,14 @@ class TestProgress:
             progress.update([Point(int(look / 0.7) + 1, loss=1.0, total_steps=1000)], float(look))
         step = progress.figures()["step"]
         assert progress.figures()["eta_seconds"] == pytest.approx((1000 - step) * 0.7, rel=0.05)
+
+    def test_the_overall_rate_is_that_from_the_first_look_to_the_last(self) -> None:
+        progress = Progress()
+        assert progress.overall_tokens_per_second() is None
+        for look in range(100):
+            progress.update([Point(look + 1, loss=1.0, tokens=100 * (look + 1))], 10.0 + look)
+        progress.update([Point(101, loss=1.0, tokens=10_100)], 210.0)
+        assert progress.overall_tokens_per_second() == 50.0
 
     def test_a_resume_measures_anew(self) -> None:
         progress = Progress()
