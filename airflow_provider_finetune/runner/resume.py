@@ -44,6 +44,12 @@ def begin(spec: TrainingSpec, work_dir: WorkDir, origin: dict[str, Any], events:
         _count_steps_that_were_done(found.path, spec)
         events.say(f"this training goes on from {found.unit} {found.number} of an earlier try ({found.path})")
         events.report(metrics={f"resumed_from_{found.unit}": found.number})
+        if (found.path / "training_state.pt").exists():
+            # It restores the schedule, and not the rate that the schedule has given to the optimizer.
+            name = "rhai-innovation-mini-trainer"
+            events.warn(
+                f"{name} {version(name)} takes the next step with the learning rate that its schedule begins with"
+            )
         return
     if spec.resume == "require":
         raise nothing_to_go_on_from(why_not)
