@@ -25,7 +25,7 @@ from airflow_provider_finetune.runner import (
     storage,
     targets,
 )
-from airflow_provider_finetune.runner.accepted import refuse_what_would_be_dropped
+from airflow_provider_finetune.runner.accepted import refuse_a_trl_that_does_not_fit, refuse_what_would_be_dropped
 from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.data.locate import locate
 from airflow_provider_finetune.runner.data.rows import Structure
@@ -201,6 +201,8 @@ class _Check:
     def _ensure_arguments_fit(self, found: Report) -> Any:
         """Find before the weights are touched what the libraries would find after; return the model without weights."""
         adapter = None
+        if self._device == "cuda" and self._spec.algorithm == "lora_sft":
+            refuse_a_trl_that_does_not_fit(self._sent)
         try:
             if self._device == "cpu":
                 _ensure_numbers(backends.of(self._spec.algorithm).training_arguments(self._sent))

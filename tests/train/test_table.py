@@ -18,7 +18,11 @@ import pytest
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
 from airflow_provider_finetune.runner import algorithms, backends
-from airflow_provider_finetune.runner.accepted import accepted_keywords, refuse_what_would_be_dropped
+from airflow_provider_finetune.runner.accepted import (
+    accepted_keywords,
+    refuse_a_trl_that_does_not_fit,
+    refuse_what_would_be_dropped,
+)
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.fates import FATES, Sent, WithoutEffect, fates, without_effect
 
@@ -79,6 +83,20 @@ def test_a_misspelt_keyword_is_refused_by_name_and_version(algorithm: str, devic
 def test_reserved_lora_keywords_are_refused_though_the_signature_takes_them() -> None:
     with pytest.raises(UserError, match="flash_attention, tf32"):
         refuse_what_would_be_dropped("lora_sft", "unsloth", ["flash_attention", "tf32"])
+
+
+def test_a_trl_without_an_option_that_lora_on_cuda_sets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    def without(**options: Any) -> None:
+        raise TypeError("SFTConfig.__init__() got an unexpected keyword argument 'logging_dir'")
+
+    monkeypatch.setattr(trl, "SFTConfig", without)
+    with pytest.raises(UserError, match=rf"transformers {version('transformers')}.*'logging_dir'"):
+        refuse_a_trl_that_does_not_fit(keywords("lora_sft"))
+    # A GPU that it cannot know of, and whatever else Unsloth sees to.
+    monkeypatch.setattr(trl, "SFTConfig", lambda **options: 1 / 0)
+    refuse_a_trl_that_does_not_fit(keywords("lora_sft"))
 
 
 def test_osft_refuses_tensorboard_which_mini_trainer_lacks() -> None:
