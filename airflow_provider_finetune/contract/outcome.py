@@ -62,7 +62,8 @@ class Outcome:
     * ``model_kind``: ``adapter``, ``merged`` or ``full``
     * ``adapter_uri``: the adapter, where it was published beside the merged model
     * ``base_model``: ``name`` and, from a hub, ``revision`` of what was trained
-    * ``metrics``: last and best values, tokens, steps, seconds, peak memory in bytes
+    * ``metrics``: last and best values, tokens, steps, seconds, tokens a second, and in bytes the peak memory of the
+      training process (``peak_memory_bytes``) and of the GPU that had most in use (``peak_gpu_memory_bytes``)
     * ``loss_curve``: at most 100 ``[step, loss]``
     * ``loss_chart``: URI of the HTML page
     * ``plan``: steps, epochs, effective batch size, and the disk needed and free in bytes, as the check foresaw them

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from typing import Any
 
 from airflow_provider_finetune.runner.failures import UserError
 
@@ -25,6 +26,31 @@ def refuse_what_would_be_dropped(algorithm: str, backend: str, names: Iterable[s
             f"training-hub {version('training-hub')} would ignore {', '.join(dropped)} for {algorithm} ({backend})",
             "Check the spelling in extra_args, or use an image with a training-hub that knows it",
         )
+
+
+def refuse_a_trl_that_does_not_fit(sent: Mapping[str, Any]) -> None:
+    """Hold what training-hub's LoRA on CUDA asks of TRL against the installed one, before weights are fetched.
+
+    What it does with values is Unsloth's to say, which changes TRL when it is imported.
+
+    :param sent: training-hub's keywords.
+    :raises UserError: an option that it always sets is none of the installed TRL and transformers.
+    """
+    from training_hub import UnslothLoRABackend
+
+    try:
+        UnslothLoRABackend()._build_training_args(dict(sent))
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            names = ("training-hub", "trl", "transformers")
+            installed = ", ".join(f"{name} {version(name)}" for name in names)
+            raise UserError(
+                "libraries_do_not_fit",
+                f"These releases do not fit each other: {installed}: {error}",
+                "Use an image with the releases that training-hub[lora] was made for, such as an older transformers",
+            ) from error
+    except Exception:
+        return
 
 
 _BEFORE_THE_BACKEND = frozenset({"callbacks", "enable_jit_checkpoint", "checkpoint_storage"})

@@ -120,8 +120,7 @@ def keywords(
         sent["dataset_type"] = "chat_template" if device == "cuda" and chats else "passthrough"
     if spec.algorithm != "lora_sft" and device == "cuda":
         # The library starts the processes. It is given tokens, so what was reported is what is trained.
-        sent |= {"nnodes": spec.nodes, "nproc_per_node": spec.processes_per_node}
-        sent.setdefault("data_output_dir", data_dir)
+        sent |= {"nnodes": spec.nodes, "nproc_per_node": spec.processes_per_node, "data_output_dir": data_dir}
     return sent
 
 
@@ -140,7 +139,8 @@ def _sft(spec: TrainingSpec, parameters: Mapping[str, Any], device: str) -> dict
     if device == "cpu":
         return _few_models(spec)
     strategy = parameters["fsdp_sharding_strategy"]
-    return {"process_data": False, **({"fsdp_options": _fsdp_options(strategy)} if strategy else {})}
+    # As plain values, since keywords travel as JSON; instructlab-training makes its own object of them.
+    return {"process_data": False, **({"fsdp_options": {"sharding_strategy": strategy}} if strategy else {})}
 
 
 def _few_models(spec: TrainingSpec) -> dict[str, Any]:
@@ -233,12 +233,6 @@ def ensure_a_model_is_saved(spec: TrainingSpec, rows: int) -> None:
             f"reached in a training on {samples} samples",
             "Leave training_checkpoint_at_epoch out, or lower training_save_samples",
         )
-
-
-def _fsdp_options(strategy: str) -> Any:
-    from instructlab.training import FSDPOptions, ShardingStrategies
-
-    return FSDPOptions(sharding_strategy=ShardingStrategies[strategy])
 
 
 def _number(value: Any) -> Any:

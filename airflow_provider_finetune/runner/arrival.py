@@ -49,6 +49,62 @@ def name_base_model(adapter: Path, path: str, reference: str, revision: str | No
         _replace(card, card.read_text(encoding="utf-8").replace(path, reference))
 
 
+def complete(model: Path, base_model: str, trust_remote_code: bool = False) -> None:
+    """Give a model of all weights what somebody finds who loads its base model, and no more.
+
+    mini-trainer saves buffers as if they were weights, which loaders refuse, and turns the cache off for good, without
+    which each answer takes many times as long. Neither it nor instructlab-training saves how a model generates.
+
+    :param model: directory of the model; what it shares with other directories by hard links stays there as it is.
+    :param base_model: directory of the base model.
+    :param trust_remote_code: run code that the base model brings along.
+    """
+    _drop(model, _buffers(base_model, trust_remote_code))
+    config, original = _read(model / "config.json"), _read(Path(base_model) / "config.json")
+    if config.get("use_cache") is False and original.get("use_cache", True):
+        _replace(model / "config.json", json.dumps(config | {"use_cache": True}, indent=2))
+    generation = "generation_config.json"
+    if not (model / generation).exists() and (Path(base_model) / generation).is_file():
+        shutil.copy2(Path(base_model) / generation, model / generation)
+
+
+def _buffers(base_model: str, trust_remote_code: bool) -> frozenset[str]:
+    """Return the names of the buffers that a model of this architecture is saved without."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        architecture = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return frozenset(name for name, _ in architecture.named_buffers()) - architecture.state_dict().keys()
+
+
+def _drop(model: Path, names: frozenset[str]) -> None:
+    """Save without these tensors the files that have them; one file of them at a time is in memory."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    dropped: dict[str, int] = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            there = set(stored.keys())
+            if not names & there:
+                continue
+            dropped |= {name: stored.get_tensor(name).nbytes for name in names & there}
+            tensors = {name: stored.get_tensor(name) for name in there - names}
+            metadata = stored.metadata() or {"format": "pt"}
+        arriving = file.with_name(f".{file.name}")
+        save_file(tensors, arriving, metadata)
+        arriving.replace(file)
+    index = model / "model.safetensors.index.json"
+    if dropped and index.is_file():
+        document = _read(index)
+        document["metadata"]["total_size"] -= sum(dropped.values())
+        for name in dropped:
+            document["weight_map"].pop(name, None)
+        _replace(index, json.dumps(document, indent=2))
+
+
 def narrow(model: Path, base_model: str) -> str | None:
     """Give weights in float32 the dtypes that they have in the base model; one file of them at a time is in memory.
 

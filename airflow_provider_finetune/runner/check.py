@@ -25,7 +25,7 @@ from airflow_provider_finetune.runner import (
     storage,
     targets,
 )
-from airflow_provider_finetune.runner.accepted import refuse_what_would_be_dropped
+from airflow_provider_finetune.runner.accepted import refuse_a_trl_that_does_not_fit, refuse_what_would_be_dropped
 from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.data.locate import locate
 from airflow_provider_finetune.runner.data.rows import Structure
@@ -140,6 +140,9 @@ class _Check:
         """Return the file that the backend reads: our own take parquet, training-hub's JSON lines."""
         by_library = sent.get("dataset_type", "passthrough") != "passthrough"
         lines = by_library or (self._device == "cuda" and self._spec.algorithm != "lora_sft")
+        if lines and self._spec.algorithm == "sft":
+            # instructlab-training opens the file of this name in data_output_dir, whatever data_path says.
+            name = "data"
         return Handover(self._data_dir / f"{name}.{'jsonl' if lines else 'parquet'}", chats=by_library)
 
     def _look(self, wanted: int | None) -> Report:
@@ -198,6 +201,8 @@ class _Check:
     def _ensure_arguments_fit(self, found: Report) -> Any:
         """Find before the weights are touched what the libraries would find after; return the model without weights."""
         adapter = None
+        if self._device == "cuda" and self._spec.algorithm == "lora_sft":
+            refuse_a_trl_that_does_not_fit(self._sent)
         try:
             if self._device == "cpu":
                 _ensure_numbers(backends.of(self._spec.algorithm).training_arguments(self._sent))

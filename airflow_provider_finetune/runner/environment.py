@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,12 +30,16 @@ def child_environment(scratch: Path) -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     return {
         **_DEFAULTS,
+        # What torchrun trains with, also where the one on PATH belongs to another environment.
+        "PYTHON_EXEC": sys.executable,
         # Processed data is this attempt's own; in the user's cache each training would leave a copy.
         "HF_DATASETS_CACHE": str(scratch / "cache"),
         **os.environ,
         **_home(scratch),
         **_temporary(scratch),
         **_name(),
+        # training-hub calls torchrun by its name, and an interpreter that is named by its path may not be on PATH.
+        "PATH": os.pathsep.join(filter(None, (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))),
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
         # "-m" would put the current directory first, where a file datasets.py poses as the library.
         "PYTHONSAFEPATH": "1",

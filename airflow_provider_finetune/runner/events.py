@@ -52,9 +52,12 @@ class Events:
         self._seconds[metric] = self._seconds.get(metric, 0.0) + time.monotonic() - began
         self.report(metrics={metric: round(self._seconds[metric], 3)})
 
-    def training(self) -> None:
-        """Say that the check is over and that this process is about to write the metrics file."""
-        self._send("training", pid=os.getpid())
+    def training(self, device: str) -> None:
+        """Say that the check is over and that this process is about to write the metrics file.
+
+        :param device: ``cuda`` or ``cpu``.
+        """
+        self._send("training", pid=os.getpid(), device=device)
 
     def failed(self, failure: Mapping[str, Any]) -> None:
         """Say why the run ends here."""

@@ -54,7 +54,7 @@ _COMMON: dict[str, Fate] = {
     "lr_warmup_steps": Sent("warmup_steps"),
     "checkpoint_at_epoch": Sent("checkpoint_at_epoch"),
     "num_epochs": Sent("num_epochs"),
-    "data_output_dir": Sent("data_output_dir"),
+    "data_output_dir": Ours("directory of the tokenised data"),
     "use_liger": Sent("use_liger"),
     "lr_scheduler": Sent("lr_scheduler"),
 }
@@ -89,7 +89,7 @@ _SFT: dict[str, Fate] = {
     "save_final_checkpoint": WithoutEffect("SFT saves at the end of each epoch (training_checkpoint_at_epoch)"),
     "save_samples": Sent("save_samples"),
     "accelerate_full_state_at_epoch": Sent("accelerate_full_state_at_epoch"),
-    "fsdp_sharding_strategy": Ours("sent as FSDPOptions, which must be built where instructlab-training is"),
+    "fsdp_sharding_strategy": Ours("sent as one of the FSDP options"),
 }
 
 _RESERVED = WithoutEffect("it is reserved in training-hub")
@@ -98,7 +98,6 @@ _LORA: dict[str, Fate] = {
     "effective_batch_size": Ours("micro-batch x accumulation x processes"),
     "max_tokens_per_gpu": WithoutEffect("training-hub's LoRA has no such limit; set extra_args['micro_batch_size']"),
     "checkpoint_at_epoch": WithoutEffect("training-hub's LoRA saves every extra_args['save_steps'] steps (500)"),
-    "data_output_dir": Ours("directory of the tokenised data"),
     "use_liger": WithoutEffect("training-hub's LoRA has no Liger kernels"),
     # Only the initialisation of the adapter on CUDA; the order of the data as well on a CPU.
     "seed": Sent("seed"),
@@ -135,7 +134,6 @@ _SFT_ON_CPU: dict[str, Fate] = {
     "effective_batch_size": _LORA["effective_batch_size"],
     "max_tokens_per_gpu": _LORA_ON_CPU["max_tokens_per_gpu"],
     "max_seq_len": Ours("longer rows are dropped when the data is tokenised"),
-    "data_output_dir": _LORA["data_output_dir"],
     "use_liger": WithoutEffect("Liger kernels need a GPU"),
     "fsdp_sharding_strategy": WithoutEffect("on a CPU each process holds the whole model"),
 }
@@ -143,7 +141,6 @@ _SFT_ON_CPU: dict[str, Fate] = {
 _OSFT_ON_CPU: dict[str, Fate] = {
     **_OSFT,
     **{name: _SFT_ON_CPU[name] for name in ("effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "use_liger")},
-    "data_output_dir": _LORA["data_output_dir"],
 }
 
 _ON_CPU: dict[str, dict[str, Fate]] = {"osft": _OSFT_ON_CPU, "sft": _SFT_ON_CPU, "lora_sft": _LORA_ON_CPU}

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+IGNORED = -100
+"""The label that torch's cross entropy leaves out of the loss."""
+
 _ROWS_PER_BATCH = 1000
 
 Write = Callable[[Any, list[int], list[int]], None]
@@ -26,14 +29,19 @@ class Handover(NamedTuple):
 
     @contextmanager
     def written(self) -> Iterator[Write]:
-        """Give a function that takes one row after the other."""
+        """Give a function that takes one row after the other.
+
+        The first token of a row is only ever input. Where rows are packed one behind the other, a label of its own
+        would be learned as what follows the row before.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.suffix == ".parquet":
-            with _parquet(self.path) as write:
-                yield write
-            return
+        with (_parquet if self.path.suffix == ".parquet" else self._lines)(self.path) as write:
+            yield lambda messages, ids, labels: write(messages, ids, [IGNORED, *labels[1:]])
+
+    @contextmanager
+    def _lines(self, target: Path) -> Iterator[Write]:
         document = _messages if self.chats else _tokens
-        with self.path.open("w", encoding="utf-8") as file:
+        with target.open("w", encoding="utf-8") as file:
 
             def write(messages: Any, ids: list[int], labels: list[int]) -> None:
                 file.write(json.dumps(document(messages, ids, labels)) + "\n")
@@ -47,7 +55,7 @@ def _messages(messages: Any, ids: list[int], labels: list[int]) -> dict[str, Any
 
 def _tokens(messages: Any, ids: list[int], labels: list[int]) -> dict[str, Any]:
     # What the data processing of instructlab-training, which mini-trainer uses as well, would have written.
-    trained = sum(label != -100 for label in labels[1:])
+    trained = sum(label != IGNORED for label in labels)
     return {"input_ids": ids, "labels": labels, "len": len(ids), "num_loss_counted_tokens": trained}
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from dataclasses import asdict
 from typing import Any
 
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import worker
+from airflow_provider_finetune.runner import offspring, worker
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import explain
 from airflow_provider_finetune.runner.nodes import Placement, placement
@@ -62,9 +61,4 @@ def _ended(rank: int, process: Any) -> Failure | None:
     """Speak for a process that a signal has ended; every other has told the parent itself."""
     if process.exitcode >= 0:
         return None
-    return Failure(
-        failure_class="infrastructure",
-        cause="killed",
-        message=f"Process {rank} of the training was ended by {signal.Signals(-process.exitcode).name}",
-        cure="The last lines of the log stand below. SIGKILL often means that the machine ran out of memory",
-    )
+    return offspring.killed(rank, -process.exitcode)

@@ -19,11 +19,8 @@ from typing import Any, NamedTuple
 from airflow_provider_finetune.runner.data.counts import Dropped, Found
 from airflow_provider_finetune.runner.data.rows import Row
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.handover import Handover
+from airflow_provider_finetune.runner.handover import IGNORED, Handover
 from airflow_provider_finetune.runner.turns import Span, UnstableTemplate, render
-
-IGNORED = -100
-"""The label that torch's cross entropy leaves out of the loss."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,20 +62,29 @@ def ensure_installed() -> None:
     )
 
 
-_PACKING = {"flash_attn": "flash-attn"}
-_ON_CUDA = {"osft": _PACKING, "sft": _PACKING, "lora_sft": {"unsloth": "unsloth"}}
-"""What training-hub's own backends need beside training-hub. With ``TESTING=true`` mini-trainer does without
-flash-attn."""
+def ensure_installed_on_cuda(spec: TrainingSpec) -> None:
+    """Refuse an interpreter that lacks what training-hub's own backend needs beside training-hub.
 
-
-def ensure_installed_on_cuda(algorithm: str) -> None:
-    """Refuse an interpreter that lacks what training-hub's own backend needs.
-
-    :param algorithm: ``osft``, ``sft`` or ``lora_sft``.
+    :param spec: what is to be trained.
     :raises UserError: it lacks something.
     """
-    needed = {} if os.environ.get("TESTING") == "true" else _ON_CUDA[algorithm]
-    _ensure_there(needed, "Use an image or interpreter with training-hub's extras: training-hub[cuda,lora]")
+    cure = "Use an image or interpreter with training-hub's extras, training-hub[cuda,lora], or train on the CPU "
+    cure += "(training_resource_gpu_per_worker=0)"
+    if spec.algorithm == "lora_sft":
+        return _ensure_there({"unsloth": "unsloth"}, cure)
+    if spec.algorithm == "sft":
+        does_without = bool(spec.extra_args.get("disable_flash_attn"))
+        cure += "; extra_args={'disable_flash_attn': True} pads rows instead of packing them, which is slower"
+    else:
+        # What mini-trainer's own tests set.
+        does_without = os.environ.get("TESTING", "").lower() == "true"
+    _ensure_there({} if does_without else {"flash_attn": "flash-attn"}, cure)
+    if shutil.which("torchrun") is None:
+        raise UserError(
+            "training_hub_missing",
+            f"There is no torchrun beside {sys.executable} or on PATH",
+            "Install PyTorch into that interpreter's own environment",
+        )
 
 
 def _ensure_there(needed: Mapping[str, str], cure: str) -> None:
@@ -100,7 +110,7 @@ def find_device(spec: TrainingSpec) -> str:
             "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
         )
     if spec.device != "cpu" and there:
-        ensure_installed_on_cuda(spec.algorithm)
+        ensure_installed_on_cuda(spec)
         return "cuda"
     algorithms.refuse_quantisation_on_cpu(spec)
     return "cpu"

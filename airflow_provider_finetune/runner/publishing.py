@@ -101,6 +101,7 @@ def _put(kind: str, directory: Path, spec: TrainingSpec, work_dir: WorkDir, even
 
 def _prove_full(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: Events) -> dict[str, Path]:
     trust = trusts_remote_code(spec)
+    arrival.complete(arrived, prepared.base.path, trust)
     if dtype := arrival.narrow(arrived, prepared.base.path):
         events.say(f"the weights were trained in float32 and are published in {dtype}, as those of the base model")
     proof.prove_full(arrived, prepared.base.path, prepared.chat_template, trust_remote_code=trust)
@@ -144,6 +145,8 @@ def _prove_lora(spec: TrainingSpec, arrived: Path, prepared: Prepared, events: E
 def find(checkpoints: Path, algorithm: str) -> Path | None:
     """Return the directory of the last model that was saved, ``None`` where there is none.
 
+    Where ``save_best_val_loss`` has asked for it, that is the last of those with the lowest validation loss so far.
+
     :param checkpoints: training-hub's ``ckpt_output_dir``.
     :param algorithm: ``lora_sft`` saves into it; the others into ``hf_format/samples_<samples seen>``, or
         ``hf_format/last_epoch`` where only one is kept.
@@ -151,20 +154,28 @@ def find(checkpoints: Path, algorithm: str) -> Path | None:
     if algorithm == "lora_sft":
         return checkpoints if (checkpoints / "adapter_model.safetensors").is_file() else None
     models = [path for path in (checkpoints / "hf_format").glob("*") if storage.holds_model(path)]
-    return max(models, key=_samples, default=None)
+    return max(models, key=lambda path: (path.name.endswith(_BEST), _samples(path)), default=None)
+
+
+_BEST = "_best_val_loss"
 
 
 def _samples(checkpoint: Path) -> float:
-    number = checkpoint.name.removeprefix("samples_")
+    # mini-trainer counts them in floating point.
+    number = checkpoint.name.removeprefix("samples_").removesuffix(_BEST).removesuffix(".0")
     return int(number) if number.isdecimal() else float("inf")
 
 
 def _say_if_early(found: Path, series: Series, events: Events) -> None:
     seen = series.last.samples if series.last else None
-    if seen and _samples(found) < seen:
+    if not seen or _samples(found) >= seen:
+        return
+    early = f"the model is that after {_samples(found)} of {seen} samples, the last that "
+    if found.name.endswith(_BEST):
+        events.warn(early + "had the lowest validation loss, as extra_args['save_best_val_loss'] asks")
+    else:
         events.warn(
-            f"the model is that after {_samples(found)} of {seen} samples, the last that training_save_samples asked "
-            "to save: leave training_checkpoint_at_epoch out for that of the end"
+            early + "training_save_samples asked to save: leave training_checkpoint_at_epoch out for that of the end"
         )
 
 

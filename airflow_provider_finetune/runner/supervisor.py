@@ -25,6 +25,7 @@ from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import checkpoints
 from airflow_provider_finetune.runner.environment import child_environment
 from airflow_provider_finetune.runner.events import VARIABLE
+from airflow_provider_finetune.runner.gpu import Gpus
 from airflow_provider_finetune.runner.log import RunLog
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.progress import Progress, progress_line
@@ -72,9 +73,11 @@ class Supervisor:
         self._progress = Progress(epochs)
         self._follower = MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs)  # type: ignore[arg-type]
         self._trainer: int | None = None
+        self._gpus: Gpus | None = None
         self._printed_step = 0
         self._next_line = 0.0
         self._peak_memory = 0
+        self._peak_gpu_memory = 0
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self, command: str = "work") -> bool:
@@ -105,8 +108,12 @@ class Supervisor:
             self._handle(events.get())
         self._follow(final=True)
         self._judge(child.returncode, killed_for_memory=_oom_kills() > oom_kills)
-        if self._peak_memory:
-            self.facts["metrics"]["peak_memory_bytes"] = self._peak_memory
+        figures = {
+            "peak_memory_bytes": self._peak_memory,
+            "peak_gpu_memory_bytes": self._peak_gpu_memory,
+            "tokens_per_second": None if self.series.tokens_per_second else self._progress.overall_tokens_per_second(),
+        }
+        self.facts["metrics"].update({name: figure for name, figure in figures.items() if figure})
         return self.failure is None
 
     def _start(
@@ -167,6 +174,7 @@ class Supervisor:
             self._log.show(event["text"])
         elif kind == "training":
             self._trainer = event["pid"]
+            self._gpus = Gpus() if event.get("device") == "cuda" else None
         elif kind == "failed":
             # What has come first is the cause, unless it is only that somebody else is gone.
             if self.failure is None or self.failure.cause == PEER_FAILED:
@@ -182,6 +190,8 @@ class Supervisor:
         self._peak_memory = max(self._peak_memory, memory.get("VmHWM", 0))
         if self._trainer is None:
             return
+        on_gpu = self._gpus.memory_used() if self._gpus else 0
+        self._peak_gpu_memory = max(self._peak_gpu_memory, on_gpu)
         points = self._follower.poll()
         for point in points:
             self.series.add(point)
@@ -190,7 +200,8 @@ class Supervisor:
         last = self.series.last
         if last is None or last.step == self._printed_step or not (final or now >= self._next_line):
             return
-        figures = self._progress.figures(memory.get("VmRSS") or self._peak_memory or None)
+        in_use = on_gpu if self._gpus else memory.get("VmRSS") or self._peak_memory
+        figures = self._progress.figures(in_use or None)
         self._log.say(progress_line(figures))
         self._log.machine(PROGRESS_MARK, figures)
         self._printed_step, self._next_line = last.step, now + self._spec.progress_interval

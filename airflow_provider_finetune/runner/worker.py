@@ -13,10 +13,10 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import backends, resume, storage
+from airflow_provider_finetune.runner import backends, offspring, resume, storage
 from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.failures import explain
+from airflow_provider_finetune.runner.failures import RunFailed, explain
 from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.publishing import publish
@@ -82,9 +82,15 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
     first = os.environ.get("RANK", str(here.node)) == "0"
     if first:
         events.say(f"training starts on {_HOW[prepared.device].format(_NAMES[spec.algorithm])}")
-        events.training()
+        events.training(prepared.device)
     with events.timed("seconds_training") if first else nullcontext():
-        _call_training_hub(spec.algorithm, prepared, here)
+        try:
+            _call_training_hub(spec.algorithm, prepared, here)
+        except Exception as error:
+            ended = offspring.why_ended(work_dir.checkpoints, spec.algorithm, here.node)
+            if prepared.device == "cpu" or ended is None:
+                raise
+            raise RunFailed(ended.failure_class, ended.cause, ended.message, ended.cure) from error
     if first:
         publish(spec, work_dir, prepared, events)
 

@@ -2,11 +2,13 @@
 
 * no home that can be written, no name for the user id, no temporary directory
 * what is set outside and can be used stays
+* the programs of the interpreter that trains are found first
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -51,3 +53,13 @@ def test_without_a_temporary_directory_the_attempt_has_one(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "gettempdir", none_usable)
     assert environment.child_environment(tmp_path)["TMPDIR"] == str(tmp_path / "tmp")
     assert (tmp_path / "tmp").is_dir()
+
+
+def test_the_interpreters_own_programs_come_first_and_torchrun_trains_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHON_EXEC", raising=False)
+    monkeypatch.setenv("PATH", "/of/another")
+    found = child_environment(tmp_path)
+    assert found["PATH"].split(os.pathsep) == [os.path.dirname(sys.executable), "/of/another"]
+    assert found["PYTHON_EXEC"] == sys.executable

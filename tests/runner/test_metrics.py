@@ -109,6 +109,24 @@ class TestBackends:
         assert evaluated == Point(50, 1.0, eval_loss=1.9)
         assert (later.epoch, later.tokens) == (1.5, 2000)
 
+    def test_sft_steps_go_on_where_it_counts_from_one_after_an_epoch(self, tmp_path: Path) -> None:
+        def again(step: int) -> dict[str, Any]:
+            return sft_row(
+                step, epoch=1 + (step - 1) // 50, timestamp=f"2026-01-01T01:{step // 60:02}:{step % 60:02}.5"
+            )
+
+        first, second = [sft_row(step) for step in (49, 50, 51)], [again(step) for step in (1, 2, 51)]
+        lost = [{**row, "timestamp": row["timestamp"].replace("T01", "T02")} for row in second]
+        write(metrics_file(tmp_path, "sft"), *first, *second, *lost)
+        points = MetricsFollower(tmp_path, "sft", 3).poll()
+        assert [point.step for point in points] == [49, 50, 51, 51, 52, 101, 51, 52, 101]
+        assert points[-1].epoch == 2.02
+
+    def test_sft_steps_that_are_done_again_within_an_epoch_keep_their_numbers(self, tmp_path: Path) -> None:
+        again = [sft_row(step, timestamp=f"2026-01-01T01:00:{step % 60:02}.5") for step in (60, 61)]
+        write(metrics_file(tmp_path, "sft"), sft_row(61), *again)
+        assert [point.step for point in MetricsFollower(tmp_path, "sft", 3).poll()] == [61, 60, 61]
+
     def test_sft_memory_is_left_out_because_it_is_no_peak(self, tmp_path: Path) -> None:
         write(metrics_file(tmp_path, "sft"), sft_row(1))
         assert MetricsFollower(tmp_path, "sft", 1).poll()[0].memory_bytes is None
@@ -286,12 +304,18 @@ class TestSeries:
             "steps": 4,
             "total_steps": 4,
             "tokens": 40,
+            "tokens_per_second": None,
             "samples": None,
-            "peak_memory_bytes": 9,
+            "peak_gpu_memory_bytes": 9,
             "non_finite_steps": 0,
             "first_non_finite_step": None,
             "not_finite": [],
         }
+
+    def test_the_rate_is_that_of_all_steps_but_the_first(self) -> None:
+        rates = [1.0, 100.0, 50.0]
+        points = [Point(n + 1, loss=1.0, tokens=100 * (n + 1), tokens_per_second=rate) for n, rate in enumerate(rates)]
+        assert Series(points).summary()["tokens_per_second"] == pytest.approx(200 / 3)
 
     def test_an_empty_series_has_a_summary(self) -> None:
         summary = Series().summary()
@@ -452,6 +476,14 @@ class TestProgress:
             progress.update([Point(int(look / 0.7) + 1, loss=1.0, total_steps=1000)], float(look))
         step = progress.figures()["step"]
         assert progress.figures()["eta_seconds"] == pytest.approx((1000 - step) * 0.7, rel=0.05)
+
+    def test_the_overall_rate_is_that_from_the_first_look_to_the_last(self) -> None:
+        progress = Progress()
+        assert progress.overall_tokens_per_second() is None
+        for look in range(100):
+            progress.update([Point(look + 1, loss=1.0, tokens=100 * (look + 1))], 10.0 + look)
+        progress.update([Point(101, loss=1.0, tokens=10_100)], 210.0)
+        assert progress.overall_tokens_per_second() == 50.0
 
     def test_a_resume_measures_anew(self) -> None:
         progress = Progress()

@@ -263,9 +263,10 @@ def test_a_disk_that_is_too_small_for_all_checkpoints(run_runner: RunRunner, spe
     assert f"GB for published model in {tmp_path / 'model'}" in said
 
 
-def test_a_gpu_that_was_asked_for(run_runner: RunRunner, spec: Spec) -> None:
-    spec["device"] = "cuda"
-    assert "driver" in refused(run_runner(spec, CUDA_VISIBLE_DEVICES=""), "no_cuda_device", "infrastructure")
+@pytest.mark.parametrize("algorithm", ["osft", "sft", "lora_sft"])
+def test_a_gpu_that_was_asked_for(run_runner: RunRunner, spec: Spec, algorithm: str) -> None:
+    ended = run_runner({**spec, "algorithm": algorithm, "device": "cuda"}, CUDA_VISIBLE_DEVICES="")
+    assert "driver" in refused(ended, "no_cuda_device", "infrastructure")
 
 
 def test_an_interpreter_without_training_hub(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from airflow_provider_finetune.runner import masking
 from airflow_provider_finetune.runner.backends import trl_lora
 from airflow_provider_finetune.runner.data import rows
-from airflow_provider_finetune.runner.handover import Handover
+from airflow_provider_finetune.runner.handover import IGNORED, Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from tests.train.conftest import canonical
 
@@ -71,7 +71,7 @@ def test_the_first_loss_is_the_mean_over_the_assistants_tokens(train: Any, tiny_
     total, count = 0.0, 0
     for row in rows.rows(canonical(dataset)):
         encoded = masking.encode(row, tokenizer, Encoding(128))
-        trained = [label for label in encoded.labels[1:] if label != masking.IGNORED]
+        trained = [label for label in encoded.labels[1:] if label != IGNORED]
         with torch.no_grad():
             loss = base(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.labels])).loss.item()
         total, count = total + loss * len(trained), count + len(trained)

@@ -19,7 +19,7 @@ import pytest
 from airflow_provider_finetune.runner import masking
 from airflow_provider_finetune.runner.data.rows import Row
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.handover import Handover
+from airflow_provider_finetune.runner.handover import IGNORED, Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from tests.train.tiny_model import CHATML
 
@@ -91,7 +91,7 @@ def chat(messages: list[dict[str, Any]], line: int = 7) -> Row:
 def trained_text(row: Row, tokenizer: Any, encoding: Encoding) -> str:
     """Return the text of the tokens of a row that are trained."""
     labels = masking.encode(row, tokenizer, encoding).labels
-    return str(tokenizer.decode([label for label in labels if label != masking.IGNORED]))
+    return str(tokenizer.decode([label for label in labels if label != IGNORED]))
 
 
 @pytest.mark.parametrize(

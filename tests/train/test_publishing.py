@@ -2,7 +2,8 @@
 
 * LoRA: the adapter, the merged model or both; an adapter names the base model as the user did
 * all chat templates of a model that has several
-* full models: weights in the dtypes of the base model, shard by shard
+* full models: weights in the dtypes of the base model, shard by shard; no buffers, and all files of the base model
+* the last model that was saved, or the best where that was asked for
 * a store that is away for a while; where the model is when it cannot be put into its place
 * a fault on the way leaves the place as it was
 """
@@ -263,6 +264,57 @@ def test_weights_are_narrowed_to_the_base_models_file_by_file(tmp_path: Path) ->
     assert total == sum(weight.nbytes for shard in shards for weight in load_file(shard).values())
     assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == before, "the checkpoint is left as it is"
     assert {file.name for file in model.iterdir()} == set(before), "and nothing else lies there"
+
+
+def test_a_model_as_mini_trainer_leaves_it_becomes_one_that_loads_as_its_base_model_does(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    checkpoint, model = tmp_path / "checkpoint", tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(checkpoint, max_shard_size="40KB")
+    (checkpoint / "generation_config.json").unlink()
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"use_cache": False}))
+    # Its buffers become weights when it moves a model to the GPU, and its files have no metadata.
+    shard = max(checkpoint.glob("*.safetensors"))
+    tensors = load_file(shard)
+    buffers = {f"model.rotary_emb.{name}": torch.ones(8) for name in ("inv_freq", "original_inv_freq")}
+    save_file(tensors | buffers, shard)
+    index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
+    index["metadata"]["total_size"] += 64
+    index["weight_map"] |= dict.fromkeys(buffers, shard.name)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    arrival.collect(checkpoint, model)
+    arrival.complete(model, str(base))
+    assert load_file(model / shard.name).keys() == tensors.keys()
+    _, loading = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert json.loads((model / "config.json").read_text())["use_cache"] is True
+    assert (model / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
+    written = json.loads((model / "model.safetensors.index.json").read_text())
+    assert buffers.keys().isdisjoint(written["weight_map"])
+    assert written["metadata"]["total_size"] == index["metadata"]["total_size"] - 64
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == before, "the checkpoint is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("saved", "published"),
+    [
+        (["samples_8", "samples_24", "samples_16"], "samples_24"),
+        (["samples_8.0", "samples_24.0", "samples_16.0"], "samples_24.0"),
+        (["samples_8.0_best_val_loss", "samples_16.0_best_val_loss", "samples_24.0"], "samples_16.0_best_val_loss"),
+        (["samples_24", "last_epoch"], "last_epoch"),
+        ([], None),
+    ],
+)
+def test_the_last_model_is_found_and_the_best_where_it_was_asked_for(
+    tmp_path: Path, saved: list[str], published: str | None
+) -> None:
+    for name in saved:
+        (tmp_path / "hf_format" / name).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / "hf_format" / name / file).write_text("{}")
+    found = publishing.find(tmp_path, "osft")
+    assert (found.name if found else None) == published
 
 
 def test_a_model_whose_base_model_is_float32_stays_as_it_is(tiny_model: Path, tmp_path: Path) -> None:

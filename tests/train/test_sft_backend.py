@@ -24,7 +24,7 @@ from airflow_provider_finetune.runner import masking, proof, publishing
 from airflow_provider_finetune.runner.backends import trl_sft
 from airflow_provider_finetune.runner.data import rows
 from airflow_provider_finetune.runner.failures import RunFailed
-from airflow_provider_finetune.runner.handover import Handover
+from airflow_provider_finetune.runner.handover import IGNORED, Handover
 from airflow_provider_finetune.runner.masking import Encoding
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower, metrics_file
 from tests.train.conftest import canonical
@@ -77,7 +77,7 @@ def test_the_first_loss_is_the_mean_over_the_assistants_tokens(train: Any, tiny_
     total, count = 0.0, 0
     for row in rows.rows(canonical(dataset)):
         encoded = masking.encode(row, tokenizer, Encoding(128))
-        trained = sum(label != masking.IGNORED for label in encoded.labels[1:])
+        trained = sum(label != IGNORED for label in encoded.labels[1:])
         with torch.no_grad():
             loss = base(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.labels])).loss.item()
         total, count = total + loss * trained, count + trained

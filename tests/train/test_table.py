@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +18,11 @@ import pytest
 from airflow_provider_finetune.contract.parameters import OPERATOR_ONLY
 from airflow_provider_finetune.contract.spec import RECORDS, TrainingSpec
 from airflow_provider_finetune.runner import algorithms, backends
-from airflow_provider_finetune.runner.accepted import accepted_keywords, refuse_what_would_be_dropped
+from airflow_provider_finetune.runner.accepted import (
+    accepted_keywords,
+    refuse_a_trl_that_does_not_fit,
+    refuse_what_would_be_dropped,
+)
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.fates import FATES, Sent, WithoutEffect, fates, without_effect
 
@@ -80,6 +85,20 @@ def test_reserved_lora_keywords_are_refused_though_the_signature_takes_them() ->
         refuse_what_would_be_dropped("lora_sft", "unsloth", ["flash_attention", "tf32"])
 
 
+def test_a_trl_without_an_option_that_lora_on_cuda_sets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    def without(**options: Any) -> None:
+        raise TypeError("SFTConfig.__init__() got an unexpected keyword argument 'logging_dir'")
+
+    monkeypatch.setattr(trl, "SFTConfig", without)
+    with pytest.raises(UserError, match=rf"transformers {version('transformers')}.*'logging_dir'"):
+        refuse_a_trl_that_does_not_fit(keywords("lora_sft"))
+    # A GPU that it cannot know of, and whatever else Unsloth sees to.
+    monkeypatch.setattr(trl, "SFTConfig", lambda **options: 1 / 0)
+    refuse_a_trl_that_does_not_fit(keywords("lora_sft"))
+
+
 def test_osft_refuses_tensorboard_which_mini_trainer_lacks() -> None:
     with pytest.raises(UserError, match="tensorboard_log_dir"):
         refuse_what_would_be_dropped("osft", "mini-trainer", ["tensorboard_log_dir"])
@@ -130,11 +149,17 @@ def test_sft_saves_a_model_at_each_epoch_and_no_full_state_by_default() -> None:
     assert sent["accelerate_full_state_at_epoch"] is False
 
 
-def test_sft_gets_its_sharding_strategy_as_an_object_of_the_library() -> None:
-    assert (
-        keywords("sft", fsdp_sharding_strategy="SHARD_GRAD_OP")["fsdp_options"].sharding_strategy.name
-        == "SHARD_GRAD_OP"
-    )
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"])
+def test_the_sharding_strategy_travels_as_json_and_becomes_the_librarys_own(strategy: str) -> None:
+    from instructlab.training import FSDPOptions
+
+    sent = json.loads(json.dumps(keywords("sft", fsdp_sharding_strategy=strategy)))["fsdp_options"]
+    assert FSDPOptions.model_validate(sent).sharding_strategy.name == strategy
+
+
+@pytest.mark.parametrize("algorithm", ["osft", "sft"])
+def test_the_library_reads_and_writes_data_in_the_directory_of_the_attempt(algorithm: str) -> None:
+    assert keywords(algorithm, data_output_dir="/shared")["data_output_dir"] == "processed"
 
 
 def test_osft_scheduler_options_are_numbers() -> None:

@@ -87,6 +87,7 @@ class TrainingFiles(TrainerCallback):
         :param epoch_steps: steps of one epoch.
         :param step: from 1.
         :param logs: of transformers.
+        :raises NotImplementedError: the subclass lacks it.
         """
         raise NotImplementedError
 

@@ -146,6 +146,8 @@ class MetricsFollower:
         self._eval_loss: float | None = None
         self._epoch: float | None = None
         self._step: int | None = None
+        self._last_written: int | None = None
+        self._before = 0
         self._latest_stamp = -math.inf
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -214,6 +216,9 @@ class MetricsFollower:
         # Rows with neither are dumps of the parameters, or the summary that Trainer writes at the end.
         if step is None or (loss is None and eval_loss is None):
             return
+        if loss is not None:
+            self._look_for_restart(row, step)
+        step += self._before
         if loss is not None and eval_loss is not None:
             # OSFT repeats its last evaluation in every row; one made at the end of an epoch has no row of its own and
             # shows first in the next step's. After a resume the row shows an evaluation of long ago.
@@ -229,6 +234,13 @@ class MetricsFollower:
         if eval_loss is not None:
             epoch = self._epoch if keys.steps_per_epoch else _epoch(row)
             yield Point(step, epoch, eval_loss=eval_loss)
+
+    def _look_for_restart(self, row: dict[str, Any], step: int) -> None:
+        """SFT that goes on from between two epochs counts its steps from 1 again."""
+        if self._last_written is not None and step <= self._last_written:
+            before = (_whole(row, "epoch") or 0) * (_whole(row, self._format.steps_per_epoch) or 0)
+            self._before = before if step <= before else 0
+        self._last_written = step
 
     def _training_point(self, row: dict[str, Any], step: int, loss: float) -> Point:
         keys = self._format

@@ -30,6 +30,7 @@ class Progress:
         self._epochs = epochs
         self._point: Point | None = None
         self._observations: deque[_Observation] = deque(maxlen=_WINDOW)
+        self._first: _Observation | None = None
 
     def update(self, points: Iterable[Point], now: float) -> None:
         """Takes what one look at the metrics file gave.
@@ -45,8 +46,10 @@ class Progress:
             return
         if self._observations and latest.step <= self._observations[-1].step:
             self._observations.clear()
+            self._first = None
         self._point = latest
         self._observations.append(_Observation(now, latest.step, latest.tokens))
+        self._first = self._first or self._observations[-1]
 
     def figures(self, memory_bytes: int | None = None) -> dict[str, Any]:
         """Where the training is, ready for JSON; ``None`` where nothing is known.
@@ -82,12 +85,23 @@ class Progress:
         spans = spans[cut : len(spans) - cut]
         return sum(seconds for seconds, _ in spans) / sum(steps for _, steps in spans) or None
 
+    def overall_tokens_per_second(self) -> float | None:
+        """Tokens of all steps but those up to the first look, in which libraries warm up, by the time that they took.
+
+        Evaluations and checkpoints between them count as time.
+        """
+        return _rate([self._first, *self._observations] if self._first else [])
+
     def _tokens_per_second(self) -> float | None:
-        counted = [seen for seen in self._observations if seen.tokens is not None]
-        if len(counted) < 2 or counted[-1].now <= counted[0].now:
-            return None
-        first, last = counted[0], counted[-1]
-        return ((last.tokens or 0) - (first.tokens or 0)) / (last.now - first.now)
+        return _rate(self._observations)
+
+
+def _rate(observations: Iterable[_Observation]) -> float | None:
+    counted = [seen for seen in observations if seen.tokens is not None]
+    if len(counted) < 2 or counted[-1].now <= counted[0].now:
+        return None
+    first, last = counted[0], counted[-1]
+    return ((last.tokens or 0) - (first.tokens or 0)) / (last.now - first.now)
 
 
 def _finite(value: float | None) -> float | None:

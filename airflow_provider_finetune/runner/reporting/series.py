@@ -147,6 +147,7 @@ class Series:
         self._tokens: int | None = None
         self._samples: int | None = None
         self._peak_memory: int | None = None
+        self._timed_tokens, self._seconds = 0, 0.0
         for point in points:
             self.add(point)
 
@@ -169,6 +170,11 @@ class Series:
             self.loss.add(point.step, point.loss, rate, point.epoch)
         if not point.finite:
             self._add_non_finite(point.step, previous)
+        if previous is not None and point.tokens is not None and point.tokens_per_second:
+            # The first step has the libraries' warm-up in it.
+            tokens = point.tokens - (self._tokens or 0)
+            self._timed_tokens += tokens
+            self._seconds += tokens / point.tokens_per_second
         self.last = point
         if point.tokens is not None:
             self._tokens = point.tokens
@@ -176,6 +182,11 @@ class Series:
             self._samples = point.samples
         if point.memory_bytes is not None:
             self._peak_memory = max(self._peak_memory or 0, point.memory_bytes)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all steps but the first, as the backend has timed them; ``None`` where it does not."""
+        return self._timed_tokens / self._seconds if self._seconds else None
 
     def _add_non_finite(self, step: int, previous: Point | None) -> None:
         runs = self.non_finite
@@ -204,9 +215,10 @@ class Series:
         """Last and best values, ready for JSON.
 
         Values are the last ones that were logged. One that is not finite is ``None`` here, and its key stands in the
-        list ``not_finite``. ``tokens`` and ``samples`` count what was processed; ``non_finite_steps`` counts logged
-        steps whose loss or gradient was NaN or infinite. In fp16 a few infinite gradients at the start are normal: the
-        loss scaler skips those steps.
+        list ``not_finite``. ``tokens`` and ``samples`` count what was processed; ``peak_gpu_memory_bytes`` is what the
+        backend has allocated there at most, where it measures that; ``non_finite_steps`` counts logged steps whose
+        loss or gradient was NaN or infinite. In fp16 a few infinite gradients at the start are normal: the loss scaler
+        skips those steps.
         """
         last = self.last
         values: dict[str, Any] = {
@@ -228,8 +240,9 @@ class Series:
             "steps": last.step if last else 0,
             "total_steps": last.total_steps if last else None,
             "tokens": self._tokens,
+            "tokens_per_second": self.tokens_per_second,
             "samples": self._samples,
-            "peak_memory_bytes": self._peak_memory,
+            "peak_gpu_memory_bytes": self._peak_memory,
             "non_finite_steps": sum(run.count for run in self.non_finite),
             "first_non_finite_step": self.non_finite[0].first if self.non_finite else None,
             "not_finite": not_finite,
