@@ -24,6 +24,7 @@ from airflow_provider_finetune.runner.workdir import WorkDir
 
 _NAMES = {"osft": "OSFT", "sft": "SFT", "lora_sft": "LoRA"}
 _HOW = {"cpu": "the CPU ({} by TRL, float32)", "cuda": "CUDA ({} by training-hub's own backend)"}
+_OF_OTHER_TRAININGS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _VERSIONS = (
     *("training-hub", "torch", "transformers", "trl", "peft"),
     *("rhai-innovation-mini-trainer", "instructlab-training", "unsloth", "flash-attn"),
@@ -103,8 +104,13 @@ def _call_training_hub(algorithm: str, prepared: Prepared, here: Placement) -> N
     import training_hub
 
     several = {}
-    if prepared.device == "cuda" and algorithm != "lora_sft" and here.master:
-        several = {"node_rank": here.node, "master_addr": here.master[0], "master_port": here.master[1]}
+    if prepared.device == "cuda" and algorithm != "lora_sft":
+        # training-hub takes what stands there for every option that it is not given, torchrun as well, and mini-trainer
+        # names its metrics file by NODE_RANK.
+        for name in [name for name in os.environ if name.startswith("PET_") or name in _OF_OTHER_TRAININGS]:
+            del os.environ[name]
+        if here.master:
+            several = {"node_rank": here.node, "master_addr": here.master[0], "master_port": here.master[1]}
     backend = backends.register(algorithm, prepared.device)
     getattr(training_hub, algorithm)(**prepared.keywords, **several, backend=backend)
 
