@@ -41,15 +41,19 @@ def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False)
     :return: exit status; the reason has been told to the parent.
     """
     events = Events.from_environment()
+    # The libraries' file by which a training is asked to save lies where all trainings of a machine see it; its name is
+    # read when they are imported.
+    os.environ.setdefault("CHECKPOINT_TRIGGER_FILENAME", f"checkpoint_requested_{os.getpid()}")
     try:
         spec = TrainingSpec.from_json(work_dir.spec.read_text(encoding="utf-8"))
         if only == "train":
             prepared = Prepared.from_json(work_dir.prepared.read_text(encoding="utf-8"))
         else:
             prepared = _prepare(spec, work_dir, events, to_train=only != "check", every_row=every_row)
-        if only == "prepare" or (only is None and prepared.device == "cuda"):
+        anew = only is None and prepared.device == "cuda" and spec.algorithm == "lora_sft"
+        if only == "prepare" or anew:
             storage.put_text(prepared.to_json(), work_dir.prepared)
-        if only is None and prepared.device == "cuda":
+        if anew:
             _begin_anew(work_dir)
         elif only in (None, "train"):
             _train(spec, work_dir, prepared, events)
@@ -96,11 +100,8 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
 
 
 def _call_training_hub(algorithm: str, prepared: Prepared, here: Placement) -> None:
-    if prepared.device == "cuda":
-        # The library's file by which a training is asked to save lies where all trainings of a machine see it.
-        os.environ.setdefault("CHECKPOINT_TRIGGER_FILENAME", f"checkpoint_requested_{os.getpid()}")
-        if algorithm == "lora_sft":
-            import unsloth  # noqa: F401  # before transformers and TRL, which it changes
+    if prepared.device == "cuda" and algorithm == "lora_sft":
+        import unsloth  # noqa: F401  # before transformers and TRL, which it changes
     import training_hub
 
     several = {}
