@@ -195,7 +195,10 @@ def main() -> int:
     train_python = os.environ.get("FINETUNE_TRAIN_PYTHON", sys.executable)
     asked = subprocess.run([train_python, "-c", ASK], capture_output=True, text=True)
     if asked.returncode != 0:
-        parser.error(f"{train_python} has no PyTorch: FINETUNE_TRAIN_PYTHON must name one with training-hub")
+        print(asked.stderr, file=sys.stderr)
+        parser.error(
+            f"PyTorch of {train_python} tells of no GPU: FINETUNE_TRAIN_PYTHON must name one with training-hub"
+        )
     there = json.loads(asked.stdout)
     if there["gpu"] is None:
         print("PyTorch has no CUDA device here: nothing is measured")

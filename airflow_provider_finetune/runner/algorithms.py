@@ -215,23 +215,39 @@ def trusts_remote_code(spec: TrainingSpec) -> bool:
         ) from error
 
 
-def ensure_a_model_is_saved(spec: TrainingSpec, rows: int) -> None:
+def ensure_a_model_is_saved(spec: TrainingSpec, rows: int, *, meets: bool = False) -> None:
     """SFT's model is a checkpoint, so one must be due before the training ends.
 
     :param spec: what is to be trained.
     :param rows: samples of one epoch.
+    :param meets: some batch must end where the samples seen are a multiple of ``training_save_samples``, as
+        instructlab-training wants it; without, it is enough that one goes past.
     :raises UserError: there would be no model.
     """
     parameters = effective_parameters(spec)
     samples = rows * parameters["num_epochs"]
     if spec.algorithm != "sft" or parameters["checkpoint_at_epoch"]:
         return
+    cure = "Leave training_checkpoint_at_epoch out, or "
     if (wanted := parameters["save_samples"] or 0) > samples or wanted <= 0:
         raise UserError(
             "no_model_would_be_saved",
             f"SFT would save no model: training_checkpoint_at_epoch=False, and training_save_samples={wanted} is not "
             f"reached in a training on {samples} samples",
-            "Leave training_checkpoint_at_epoch out, or lower training_save_samples",
+            f"{cure}lower training_save_samples",
+        )
+    batch = parameters["effective_batch_size"]
+    ends = (
+        epoch * rows + min(end, rows)
+        for epoch in range(parameters["num_epochs"])
+        for end in range(batch, rows + batch, batch)
+    )
+    if meets and all(end % wanted for end in ends):
+        raise UserError(
+            "no_model_would_be_saved",
+            f"SFT would save no model: training_checkpoint_at_epoch=False, and no batch of {batch} ends at a multiple "
+            f"of training_save_samples={wanted}, where alone instructlab-training saves",
+            f"{cure}set training_save_samples to a multiple of training_effective_batch_size",
         )
 
 

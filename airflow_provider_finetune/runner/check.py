@@ -71,6 +71,8 @@ def check(
     with events.timed("seconds_import"):
         backend = preconditions.import_libraries(spec.algorithm, device)
     tokenizer = model.load_tokenizer(base, chats=structure.form not in _NO_CHATS, trust_remote_code=trust)
+    if spec.algorithm == "sft" and device == "cuda":
+        model.ensure_instructlab_takes(tokenizer, base)
     for sentence in without_effect(spec, device):
         events.warn(sentence)
     return _Check(spec, work_dir, data_dir, events, structure, base, tokenizer, device, backend).run(
@@ -164,7 +166,9 @@ class _Check:
             report.tell_library_mask(self._sent["dataset_type"], found, self._events, asked=asked)
         else:
             report.tell_mask(found, self._events)
-        algorithms.ensure_a_model_is_saved(self._spec, found.rows)
+        # Of a sample the number of rows is an estimate.
+        meets = self._device == "cuda" and not found.sampled
+        algorithms.ensure_a_model_is_saved(self._spec, found.rows, meets=meets)
         processes = placement(self._spec, os.environ).processes
         planning.ensure_processes_can_train(self._spec, self._device, processes)
         return planning.plan_steps(

@@ -144,6 +144,23 @@ def load_tokenizer(base: BaseModel, *, chats: bool = True, trust_remote_code: bo
     return tokenizer
 
 
+def ensure_instructlab_takes(tokenizer: Any, base: BaseModel) -> None:
+    """Refuse a tokenizer that instructlab-training refuses once its processes have started.
+
+    :param tokenizer: of the base model.
+    :param base: named in the message.
+    :raises UserError: it has no chat template or no token that ends a text, also where the data needs none.
+    """
+    lacks = {"chat template": tokenizer.chat_template, "token that ends a text": tokenizer.eos_token}
+    for what, there in lacks.items():
+        if not there:
+            raise UserError(
+                "tokenizer_not_taken",
+                f"The tokenizer of {base.name} has no {what}, and SFT on a GPU wants one whatever the data is",
+                "Take the instruct form of the model, add it to the files of the tokenizer, or train with OSFT or LoRA",
+            )
+
+
 def ensure_fits(base: BaseModel, adapter: Any, longest: int, *, trust_remote_code: bool = False) -> Any:
     """Make sure that the longest row has its positions in the base model, and an adapter its modules.
 

@@ -24,6 +24,7 @@ from airflow_provider_finetune.runner.workdir import WorkDir
 
 _NAMES = {"osft": "OSFT", "sft": "SFT", "lora_sft": "LoRA"}
 _HOW = {"cpu": "the CPU ({} by TRL, float32)", "cuda": "CUDA ({} by training-hub's own backend)"}
+_OF_OTHER_TRAININGS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _VERSIONS = (
     *("training-hub", "torch", "transformers", "trl", "peft"),
     *("rhai-innovation-mini-trainer", "instructlab-training", "unsloth", "flash-attn"),
@@ -40,15 +41,19 @@ def main(work_dir: WorkDir, *, only: str | None = None, every_row: bool = False)
     :return: exit status; the reason has been told to the parent.
     """
     events = Events.from_environment()
+    # The libraries' file by which a training is asked to save lies where all trainings of a machine see it; its name is
+    # read when they are imported.
+    os.environ.setdefault("CHECKPOINT_TRIGGER_FILENAME", f"checkpoint_requested_{os.getpid()}")
     try:
         spec = TrainingSpec.from_json(work_dir.spec.read_text(encoding="utf-8"))
         if only == "train":
             prepared = Prepared.from_json(work_dir.prepared.read_text(encoding="utf-8"))
         else:
             prepared = _prepare(spec, work_dir, events, to_train=only != "check", every_row=every_row)
-        if only == "prepare" or (only is None and prepared.device == "cuda"):
+        anew = only is None and prepared.device == "cuda" and spec.algorithm == "lora_sft"
+        if only == "prepare" or anew:
             storage.put_text(prepared.to_json(), work_dir.prepared)
-        if only is None and prepared.device == "cuda":
+        if anew:
             _begin_anew(work_dir)
         elif only in (None, "train"):
             _train(spec, work_dir, prepared, events)
@@ -96,16 +101,18 @@ def _train(spec: TrainingSpec, work_dir: WorkDir, prepared: Prepared, events: Ev
 
 
 def _call_training_hub(algorithm: str, prepared: Prepared, here: Placement) -> None:
-    if prepared.device == "cuda":
-        # The library's file by which a training is asked to save lies where all trainings of a machine see it.
-        os.environ.setdefault("CHECKPOINT_TRIGGER_FILENAME", f"checkpoint_requested_{os.getpid()}")
-        if algorithm == "lora_sft":
-            import unsloth  # noqa: F401  # before transformers and TRL, which it changes
+    if prepared.device == "cuda" and algorithm == "lora_sft":
+        import unsloth  # noqa: F401  # before transformers and TRL, which it changes
     import training_hub
 
     several = {}
-    if prepared.device == "cuda" and algorithm != "lora_sft" and here.master:
-        several = {"node_rank": here.node, "master_addr": here.master[0], "master_port": here.master[1]}
+    if prepared.device == "cuda" and algorithm != "lora_sft":
+        # training-hub takes what stands there for every option that it is not given, torchrun as well, and mini-trainer
+        # names its metrics file by NODE_RANK.
+        for name in [name for name in os.environ if name.startswith("PET_") or name in _OF_OTHER_TRAININGS]:
+            del os.environ[name]
+        if here.master:
+            several = {"node_rank": here.node, "master_addr": here.master[0], "master_port": here.master[1]}
     backend = backends.register(algorithm, prepared.device)
     getattr(training_hub, algorithm)(**prepared.keywords, **several, backend=backend)
 

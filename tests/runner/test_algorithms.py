@@ -81,3 +81,18 @@ def test_the_way_of_reading_the_data_and_further_keywords_are_the_users() -> Non
     sent = {"dataset_type": "passthrough"}
     extra_args: dict[str, Any] = {"dataset_type": "chat_template", "weight_decay": 0.1}
     assert algorithms.with_extra_args(spec(8, **extra_args), sent) == extra_args
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "samples", "saves"),
+    [(24, 2, 16, True), (24, 2, 48, True), (24, 1, 9, False), (21, 2, 21, True), (21, 2, 29, True), (21, 2, 30, False)],
+)
+def test_sft_on_a_gpu_must_meet_a_multiple_of_save_samples(rows: int, epochs: int, samples: int, saves: bool) -> None:
+    sizes = {"effective_batch_size": 8, "num_epochs": epochs, "checkpoint_at_epoch": False, "save_samples": samples}
+    sft = TrainingSpec(algorithm="sft", base_model="m", dataset="d", work_dir="w", parameters={**sizes})
+    algorithms.ensure_a_model_is_saved(sft, rows)
+    if saves:
+        algorithms.ensure_a_model_is_saved(sft, rows, meets=True)
+    else:
+        with pytest.raises(UserError, match=f"no batch of 8 ends at a multiple of training_save_samples={samples}"):
+            algorithms.ensure_a_model_is_saved(sft, rows, meets=True)

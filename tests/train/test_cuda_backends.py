@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import resume
 from airflow_provider_finetune.runner.checkpoints import newest
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.failures import RunFailed
+from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.model import BaseModel, ensure_instructlab_takes
 from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.conftest import RunRunner
 from tests.train.test_nodes import losses
@@ -36,6 +38,13 @@ PRETENDED = {
     # mini-trainer does without flash-attn in its own tests, and so here.
     "TESTING": "true",
     "CUDA_VISIBLE_DEVICES": "",
+    # What Trainer sets also for one node, and what a shell may have left.
+    "PET_NNODES": "1",
+    "PET_NPROC_PER_NODE": "4",
+    "PET_MASTER_ADDR": "node-0.invalid",
+    "PET_MASTER_PORT": "29500",
+    "MASTER_ADDR": "another.invalid",
+    "NODE_RANK": "3",
 }
 OF: dict[str, Spec] = {
     "osft": {"algorithm": "osft"},
@@ -157,6 +166,16 @@ def test_a_step_that_sft_was_stopped_in_is_done_again(begin: Any, tmp_path: Path
     begin("sft", name, current_epoch=0, global_step=3, samples_seen=seen)
     saved = torch.load(tmp_path / "1" / "checkpoints" / name)
     assert saved == {"current_epoch": 0, "global_step": done, "samples_seen": seen}
+
+
+@pytest.mark.parametrize("lacks", ["chat_template", "eos_token"])
+def test_a_tokenizer_that_instructlab_training_refuses_is_refused_before(tiny_model: Path, lacks: str) -> None:
+    base = BaseModel("org/base", str(tiny_model), "org/base", None, 1, fetched=True)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ensure_instructlab_takes(tokenizer, base)
+    setattr(tokenizer, lacks, None)
+    with pytest.raises(UserError, match="SFT on a GPU wants one whatever the data is"):
+        ensure_instructlab_takes(tokenizer, base)
 
 
 def test_what_must_go_on_and_cannot_is_refused(tmp_path: Path) -> None:

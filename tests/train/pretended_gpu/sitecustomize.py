@@ -35,6 +35,7 @@ def _torch(torch: Any) -> None:
         "max_memory_allocated": 3_000_000,
         "memory_stats": {"num_alloc_retries": 0},
         "get_device_capability": (9, 0),
+        "get_device_name": "a pretended GPU",
         "get_device_properties": types.SimpleNamespace(gcnArchName=""),
     }
     for name, answer in answers.items():
