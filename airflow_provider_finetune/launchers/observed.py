@@ -190,8 +190,10 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
     states = {found["name"]: found for found in status.get("containerStatuses") or ()}
     ours = states.get(container, {})
     state = ours.get("state") or {}
-    # Between two starts of a container its end stands one step further back.
-    ended = state.get("terminated") or (ours.get("lastState") or {}).get("terminated") or {}
+    # Between two starts of a container its end stands one step further back. Of two that failed the first is the cause:
+    # a program that was started again is often ended only because the first had failed.
+    now, before = state.get("terminated"), (ours.get("lastState") or {}).get("terminated")
+    ended = (now if now and not now.get("exitCode") else before or now) or {}
     created = _time(metadata["creationTimestamp"])
     disruption = conditions.get("DisruptionTarget", {})
     return PodState(

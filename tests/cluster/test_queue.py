@@ -77,7 +77,7 @@ def test_time_in_a_queue_is_neither_start_nor_training(
     assert re.search(r"starting \d s; running on node1", result.log)
     assert re.search(r"running \d s; failed", result.log)
     # Which is the runner's own word, so it has run.
-    assert "Training failed (user: dataset_missing)" in result.log
+    assert "Training failed (user: model_missing)" in result.log
 
 
 def test_a_job_that_no_queue_lets_in_is_deleted_when_its_clock_has_run_out(

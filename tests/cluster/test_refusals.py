@@ -340,7 +340,7 @@ def test_a_failed_job_that_its_runtime_might_start_again_is_deleted(
     cluster.apply(lenient)
     before = jobs(cluster, namespace)
     error = train(runtime="lenient", runtime_kind="TrainingRuntime")
-    assert error.cause == "dataset_missing"
+    assert error.cause == "model_missing", "the word of the first start, and not that of the one that was ended"
     assert "TrainingRuntime 'lenient' does not set restartPolicy: Never: a failed program is started again" in error.log
     assert "Set it in job 'node'; docs/kubernetes/runtime.yaml has it right" in error.log
     assert jobs(cluster, namespace) == before

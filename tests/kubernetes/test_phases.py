@@ -86,6 +86,12 @@ def test_a_container_that_was_started_again_has_run_since_its_first_start() -> N
     assert seen(train_job("a", age=505), backing_off)[0] is Phase.RUNNING
 
 
+def test_of_two_ends_of_a_container_the_first_failure_counts_and_a_success_always() -> None:
+    again: dict[str, Any] = {"restartCount": 1, "lastState": terminated(1, "no data", ago=20)}
+    assert pod_state(pod("a", terminated(1, "ended by SIGTERM"), age=30, **again)).words == "no data"
+    assert pod_state(pod("a", terminated(0, "a model"), age=30, **again)).words == "a model"
+
+
 def test_a_program_that_could_not_be_started_has_not_begun() -> None:
     end = terminated(128, 'exec: "python3": executable file not found', "StartError")["terminated"]
     never = pod("a", {"terminated": {**end, "startedAt": "1970-01-01T00:00:00Z"}}, age=5)
