@@ -207,5 +207,5 @@ def _refuse_early_end(spec: TrainingSpec, work_dir: WorkDir, series: Series) -> 
             "infrastructure",
             "ended_early",
             f"The training ended without an error at step {last.step} of {last.total_steps}. No model was published",
-            "A retry goes on from the last checkpoint",
+            "A retry goes on from the last checkpoint, where there is one",
         )

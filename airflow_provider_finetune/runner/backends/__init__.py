@@ -7,7 +7,7 @@ from types import ModuleType
 
 _MODULES = {"osft": "osft", "sft": "trl_sft", "lora_sft": "trl_lora"}
 
-ON_CUDA = {"osft": "mini-trainer", "sft": "instructlab-training", "lora_sft": "unsloth"}
+_ON_CUDA = {"osft": "mini-trainer", "sft": "instructlab-training", "lora_sft": "unsloth"}
 """training-hub's own backends."""
 
 
@@ -33,4 +33,4 @@ def register(algorithm: str, device: str) -> str:
         return name
     import training_hub  # noqa: F401
 
-    return ON_CUDA[algorithm]
+    return _ON_CUDA[algorithm]
