@@ -97,7 +97,7 @@ def _unexplained(job: JobState, starting: Sequence[PodState]) -> Failure:
         return Failure(
             failure_class="infrastructure",
             cause="no_pods",
-            message=f"TrainJob {job.name} has no pods, and nothing says why",
+            message=f"{job.title} {job.name} has no pods, and nothing says why",
             cure="See whether the controllers of Kubeflow Trainer and JobSet run",
         )
     pod = starting[0]
@@ -140,7 +140,7 @@ def why_queued(job: JobState, events: Iterable[Mapping[str, Any]]) -> Stuck | No
     said = [event for event in sorted(events, key=_event_time) if event.get("reason") in _QUEUE_REASONS]
     if not said:
         return None
-    message = f"The queue says of TrainJob {job.name}: {_shortened(said[-1].get('message') or '')}"
+    message = f"The queue says of {job.title} {job.name}: {_shortened(said[-1].get('message') or '')}"
     cure = "Wait for other jobs of the queue, ask for less, or name another by queue_name="
     return Stuck(_failure("resources", "queued", message, cure), hopeless=False)
 
@@ -207,7 +207,7 @@ def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
     :param pods: its pods, those that have gone included.
     """
     if job.reason == "DeadlineExceeded":
-        message = f"TrainJob {job.name} ran longer than its deadline allows"
+        message = f"{job.title} {job.name} ran longer than its deadline allows"
         cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
         return _failure("resources", "training_timeout", message, cure)
     pods = list(pods)
@@ -220,7 +220,7 @@ def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
     lost = next((pod for pod in pods if not pod.live and not pod.finished_at), None)
     if lost:
         return _failure("preempted", "pod_deleted", f"Pod {lost.name} was deleted while it trained", _RETRY)
-    message = f"TrainJob {job.name} failed and no pod is left to tell why. {job.reason}: {_shortened(job.message)}"
+    message = f"{job.title} {job.name} failed and no pod is left to tell why. {job.reason}: {_shortened(job.message)}"
     cure = "A runtime with restartPolicy Never and backoffLimit 0 keeps the pod that failed"
     return _failure("infrastructure", "job_failed", message, cure)
 
@@ -302,7 +302,7 @@ def _evicted(pod: PodState) -> Failure:
 
 
 def _no_outcome(job: JobState) -> Failure:
-    message = f"TrainJob {job.name} is complete and has left no word of its model"
+    message = f"{job.title} {job.name} is complete and has left no word of its model"
     return _failure("infrastructure", NO_OUTCOME, message, "A retry finds the model in the work directory")
 
 

@@ -64,6 +64,7 @@ class Phase(str, Enum):
 class JobState:
     """One workload: a TrainJob, or a pod that is its own.
 
+    * ``title``: what it is called in sentences
     * ``try_number``: the task's try that has made it
     * ``suspended``: a queue holds it back, since ``suspended_at``; ``admitted_at``: when it was let go. Both are
       ``None`` where the controller has not said so
@@ -74,6 +75,7 @@ class JobState:
     name: str
     uid: str
     created: datetime
+    title: str = "TrainJob"
     identity: str = ""
     whole: str = ""
     try_number: int = 0
