@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.launchers import container
-from airflow_provider_finetune.launchers.identity import digest
-from airflow_provider_finetune.launchers.kubernetes_config import POD_FIELDS
+from airflow_provider_finetune.launchers import pod_spec
+from airflow_provider_finetune.launchers.job_request import QUEUE, JobRequest
 from airflow_provider_finetune.launchers.observed import DOMAIN, IDENTITY, JOB, MANAGED_BY, WHOLE
 from airflow_provider_finetune.launchers.refusal import CannotRender
 
@@ -19,15 +16,6 @@ API_VERSION = "trainer.kubeflow.org/v1alpha1"
 
 NODE = "node"
 """Name of the replicated job that trains, and of its container: the Trainer gives these two their PET_* variables."""
-
-QUEUE = "kueue.x-k8s.io/queue-name"
-
-GRACE_SECONDS = 60
-"""From SIGTERM to SIGKILL. Kubernetes' own 30 s are scarce where a process with a hundred gigabytes has to go."""
-
-SAVING_SECONDS = 300
-"""The same where a checkpoint is saved first, which takes minutes with billions of weights: as long as training-hub's
-own launcher waits for it. A pod that is done ends at once."""
 
 _LONGEST_ARGUMENT = 65_536
 """Bytes: what a TrainJob of 2.2 takes. 2.1 and 2.3 take more, Linux 128 KiB."""
@@ -79,7 +67,7 @@ _FORMS_WITH = {
     "spec.runtimePatches": _PATCHES,
     "spec.podTemplateOverrides": _ALL - _PATCHES,
     "spec.activeDeadlineSeconds": _PATCHES,
-    f".{POD_FIELDS['termination_grace_period_seconds']}": CARRIED["termination_grace_period_seconds"],
+    f".{pod_spec.GRACE_PERIOD}": CARRIED["termination_grace_period_seconds"],
 }
 """Which forms have a field, by the end of its name."""
 
@@ -94,55 +82,6 @@ class Unsupported(CannotRender):
         rule = f"the Trainer of this cluster is too old to carry {', '.join(keys)}"
         super().__init__("kubernetes_config", rule, "Set it in the runtime's pod template, or install Trainer 2.3")
         self.keys = keys
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
-    """All that the objects of one training are rendered from: checked, plain values.
-
-    * ``name``: from :func:`~airflow_provider_finetune.launchers.identity.job_name`
-    * ``image``: ``None`` is the runtime's; ``runner``: ``configmap``, ``inline`` or ``image``
-    * ``labels``, ``annotations``: ours, on the job; ``user_labels``, ``user_annotations``: on job and pods
-    * ``envs``: the documented parameter; ``secrets``: ``<secret name>/<key>`` by variable name
-    * ``hub_cache``: directory of downloaded models
-    * ``cpu``, ``memory``: quantities; ``gpus``: a number of ``gpu_resource``; all of one worker
-    * ``queue_name``: Kueue local queue
-    * ``kubernetes_config``: as plain JSON; ``claims``: ``volumes`` and ``volume_mounts`` beside it
-    * ``deadline``: ``activeDeadlineSeconds``, counted from the creation, or from the admission by a queue. A net for
-      a training that nobody watches any more: the clocks of the trigger end it before. Trainer 2.1 lacks it
-    """
-
-    spec: TrainingSpec
-    name: str
-    namespace: str
-    runtime: str
-    runtime_kind: str
-    image: str | None = None
-    runner: str = "configmap"
-    labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
-    user_labels: dict[str, str] = field(default_factory=dict)
-    user_annotations: dict[str, str] = field(default_factory=dict)
-    envs: dict[str, str] = field(default_factory=dict)
-    secrets: dict[str, str] = field(default_factory=dict)
-    hub_cache: str
-    cpu: str
-    memory: str
-    gpus: int
-    gpu_resource: str
-    queue_name: str | None = None
-    kubernetes_config: dict[str, Any] = field(default_factory=dict)
-    claims: dict[str, Any] = field(default_factory=dict)
-    deadline: int | None = None
-
-    @property
-    def whole(self) -> str:
-        """Hash of the request: the value of the label :data:`WHOLE`, which :func:`render` sets."""
-        asked = asdict(self)
-        for name in ("name", "namespace", "labels", "annotations", "spec"):
-            del asked[name]
-        # What is not asked for is left out, so that a field added later changes no hash.
-        return digest({"spec": self.spec.whole_hash(), **{name: value for name, value in asked.items() if value}})
 
 
 def render(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
@@ -195,26 +134,14 @@ def forms_with(field: str) -> frozenset[TrainerApi]:
 
 
 def _trainer(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
-    command, arguments = container.command(request.runner, request.spec.to_json(), _grace(request, api))
+    program = pod_spec.program(request, _grace(request, api))
+    resources = program.pop("resources")
     return {
         **({"image": request.image} if request.image else {}),
-        "command": command,
-        "args": arguments,
-        "env": container.environment(
-            hub_cache=request.hub_cache,
-            config_env=request.kubernetes_config.get("env", []),
-            training_envs=request.envs,
-            secrets=request.secrets,
-        ),
+        **program,
         "numNodes": request.spec.nodes,
         "numProcPerNode": int(request.spec.processes_per_node),
-        "resourcesPerNode": container.resources(
-            cpu=request.cpu,
-            memory=request.memory,
-            # To read an outcome takes none.
-            gpus=0 if request.spec.recover else request.gpus,
-            gpu_resource=request.gpu_resource,
-        ),
+        "resourcesPerNode": resources,
     }
 
 
@@ -224,11 +151,11 @@ def _pods(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
     metadata: dict[str, Any] = {"labels": {**request.user_labels, **ours, JOB: request.name}}
     if request.user_annotations:
         metadata["annotations"] = request.user_annotations
-    spec = _pod_spec(request)
+    spec = pod_spec.pod_spec(request, NODE)
     if api is TrainerApi.POD_TEMPLATE_OVERRIDES:
         return {"podTemplateOverrides": [{"targetJobs": [{"name": NODE}], "metadata": metadata, "spec": spec}]}
     if grace := _grace(request, api):
-        spec[POD_FIELDS["termination_grace_period_seconds"]] = grace
+        spec[pod_spec.GRACE_PERIOD] = grace
     job = {"name": NODE, "template": {"spec": {"template": {"metadata": metadata, "spec": spec}}}}
     patch = {"template": {"spec": {"replicatedJobs": [job]}}}
     return {"runtimePatches": [{"manager": f"{DOMAIN}/operator", "trainingRuntimeSpec": patch}]}
@@ -236,25 +163,7 @@ def _pods(request: JobRequest, api: TrainerApi) -> dict[str, Any]:
 
 def _grace(request: JobRequest, api: TrainerApi) -> int | None:
     """Return the seconds from SIGTERM to SIGKILL, ``None`` where the runtime or Kubernetes decides."""
-    if api not in CARRIED["termination_grace_period_seconds"]:
-        return None
-    asked_for: int | None = request.kubernetes_config.get("termination_grace_period_seconds")
-    usual = GRACE_SECONDS if request.spec.resume == "never" else SAVING_SECONDS
-    return usual if asked_for is None else asked_for
-
-
-def _pod_spec(request: JobRequest) -> dict[str, Any]:
-    config = request.kubernetes_config
-    mounts = [*config.get("volume_mounts", []), *request.claims.get("volume_mounts", [])]
-    volumes, own_mounts = container.own_volumes(request.runner, {mount["mountPath"].rstrip("/") for mount in mounts})
-    training: dict[str, Any] = {"name": NODE, "volumeMounts": [*mounts, *own_mounts]}
-    if config.get("container_security_context"):
-        training["securityContext"] = config["container_security_context"]
-    return {
-        **{name: config[key] for key, name in POD_FIELDS.items() if key in config},
-        "volumes": [*config.get("volumes", []), *request.claims.get("volumes", []), *volumes],
-        "containers": [training],
-    }
+    return pod_spec.grace(request) if api in CARRIED["termination_grace_period_seconds"] else None
 
 
 def _check_sizes(job: Mapping[str, Any]) -> None:

@@ -13,10 +13,11 @@ from airflow_provider_finetune.contract.checking import Problem
 from airflow_provider_finetune.contract.rules import broken_variable_names, no_credential_literals
 from airflow_provider_finetune.launchers import kubernetes_config
 from airflow_provider_finetune.launchers.container import SHARED_MEMORY
+from airflow_provider_finetune.launchers.job_request import QUEUE
 from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY
 from airflow_provider_finetune.launchers.places import OURS, RUNNER_DIRECTORY
 from airflow_provider_finetune.launchers.refusal import CannotRender
-from airflow_provider_finetune.launchers.trainjob import NEVER_CARRIED, QUEUE
+from airflow_provider_finetune.launchers.trainjob import NEVER_CARRIED
 from airflow_provider_finetune.operators.cluster_places import unreachable_places
 
 _SUBDOMAIN = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"

@@ -18,10 +18,11 @@ from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFail
 from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.identity import identity_labels, job_name
+from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, TASK, JobState, job_state
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
-from airflow_provider_finetune.launchers.trainjob import JobRequest, render
+from airflow_provider_finetune.launchers.trainjob import render
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config

@@ -18,8 +18,8 @@ from airflow_provider_finetune.launchers.identity import (
     identity_labels,
     job_name,
 )
+from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.places import Places
-from airflow_provider_finetune.launchers.trainjob import JobRequest
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import given, places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config

@@ -22,8 +22,9 @@ import pytest
 from airflow_provider_finetune.cluster import hook as hook_module
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.launchers.container import runner_config_map
+from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.observed import IDENTITY
-from airflow_provider_finetune.launchers.trainjob import CARRIED, JobRequest, TrainerApi, render
+from airflow_provider_finetune.launchers.trainjob import CARRIED, TrainerApi, render
 from tests.cluster.bed import controllers, runtime
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.trainer_api import TrainerAPI

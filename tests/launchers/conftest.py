@@ -16,7 +16,7 @@ import yaml
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.launchers.identity import TaskInstance, identity_annotations, identity_labels, job_name
-from airflow_provider_finetune.launchers.trainjob import JobRequest
+from airflow_provider_finetune.launchers.job_request import JobRequest
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -13,7 +13,8 @@ import pytest
 
 from airflow_provider_finetune.contract.parameters import FineTuneParameters, LoRAParameters
 from airflow_provider_finetune.launchers.identity import TaskInstance
-from airflow_provider_finetune.launchers.trainjob import JobRequest, TrainerApi, render
+from airflow_provider_finetune.launchers.job_request import JobRequest
+from airflow_provider_finetune.launchers.trainjob import TrainerApi, render
 from airflow_provider_finetune.operators.arguments import problems_of
 from airflow_provider_finetune.operators.request import cluster_request
 
