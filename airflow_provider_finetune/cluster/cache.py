@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from airflow_provider_finetune.exceptions import TrainingFailed, TrainingRejected
-from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY, JobState, PodState
-
-SELECTOR = {MANAGED_BY: DOMAIN}
+from airflow_provider_finetune.launchers.observed import JOB, JobState, PodState
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 _SHORT_WATCH = 1.0
@@ -32,16 +30,21 @@ _MAY_PASS = ("unauthorized", "trainer_missing", "no_kubernetes_api")
 class Source(Protocol):
     """What a watch reads from: :class:`TrainingHook`, as far as it is needed here."""
 
-    async def list_raw(self, kind: str, selector: Mapping[str, str], after: str = "") -> dict[str, Any]:
+    async def list_raw(self, resource: str, selector: Mapping[str, str | None], after: str = "") -> dict[str, Any]:
         """Return a page of a list as the API gives it; its ``metadata.continue`` is ``after`` of the next."""
         ...
 
-    def watch(self, kind: str, selector: Mapping[str, str], resource_version: str) -> AsyncIterator[dict[str, Any]]:
+    def watch(
+        self, resource: str, selector: Mapping[str, str | None], resource_version: str
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield ``{"type": ..., "object": ...}`` until the server ends the watch."""
         ...
 
 
 State = TypeVar("State", JobState, PodState)
+
+Read = Callable[[Mapping[str, Any], State | None], State]
+"""Makes the record of an object, given that which was made of it before."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,21 @@ class Cache(Generic[State]):
     * ``by_job``: records by name of the job and uid of the object
     * ``names``: of jobs, by identity
 
-    :param kind: resource of the API.
+    :param resource: of the API.
+    :param selector: labels of those that are watched.
     :param read: makes the record of an object.
     :param listeners: whom changes concern.
     """
 
-    def __init__(self, kind: str, read: Callable[[Mapping[str, Any]], State], listeners: Listeners) -> None:
-        self.kind = kind
+    def __init__(
+        self, resource: str, selector: Mapping[str, str | None], read: Read[State], listeners: Listeners
+    ) -> None:
+        self._resource, self._selector = resource, selector
         self.synced = False
         self.outage: Outage | None = None
         self.by_job: dict[str, dict[str, State]] = {}
         self.names: dict[str, set[str]] = {}
-        self._read: Callable[[Mapping[str, Any]], State] = read
+        self._read: Read[State] = read
         self._listeners = listeners
         self._version = ""
         self._failures = 0
@@ -157,7 +163,7 @@ class Cache(Generic[State]):
         seen: set[str] = set()
         after, version = "", ""
         while after or not version:
-            page = await source.list_raw(self.kind, SELECTOR, after)
+            page = await source.list_raw(self._resource, self._selector, after)
             seen.update(self._take(item).uid for item in page.get("items") or ())
             after, version = page["metadata"].get("continue") or "", page["metadata"]["resourceVersion"]
         missing = [state for states in self.by_job.values() for state in states.values() if state.uid not in seen]
@@ -172,7 +178,8 @@ class Cache(Generic[State]):
 
     async def _watch(self, source: Source) -> bool:
         heard = False
-        events = cast("AsyncGenerator[dict[str, Any], None]", source.watch(self.kind, SELECTOR, self._version))
+        watched = source.watch(self._resource, self._selector, self._version)
+        events = cast("AsyncGenerator[dict[str, Any], None]", watched)
         # Else its connection stays open until the garbage is collected, where an event has raised.
         async with aclosing(events):
             async for event in events:
@@ -187,7 +194,7 @@ class Cache(Generic[State]):
             # The answer had begun with status 200 before the error was known.
             if thing.get("code") == 410:
                 raise _Expired
-            raise _BrokenWatch(f"the watch on {self.kind} ended with {thing.get('code')}: {thing.get('message')}")
+            raise _BrokenWatch(f"the watch on {self._resource} ended with {thing.get('code')}: {thing.get('message')}")
         self._version = thing["metadata"]["resourceVersion"]
         if kind != "BOOKMARK":
             state = self._take(thing)
@@ -195,14 +202,19 @@ class Cache(Generic[State]):
                 self._remove(state)
 
     def _take(self, thing: Mapping[str, Any]) -> State:
-        state = self._read(thing)
+        state = self._read(thing, self._known(thing))
         states = self.by_job.setdefault(_job(state), {})
         if states.get(state.uid) != state:
             states[state.uid] = state
-            if isinstance(state, JobState):
-                self.names.setdefault(state.identity, set()).add(state.name)
+            if workload := as_workload(state):
+                self.names.setdefault(workload.identity, set()).add(workload.name)
             self._listeners.wake(_job(state))
         return state
+
+    def _known(self, thing: Mapping[str, Any]) -> State | None:
+        metadata = thing["metadata"]
+        name = (metadata.get("labels") or {}).get(JOB, metadata["name"])
+        return self.by_job.get(name, {}).get(metadata["uid"])
 
     def _remove(self, state: State) -> None:
         name = _job(state)
@@ -220,10 +232,10 @@ class Cache(Generic[State]):
         if self.by_job[name]:
             return
         del self.by_job[name]
-        if isinstance(state, JobState):
-            self.names[state.identity].discard(name)
-            if not self.names[state.identity]:
-                del self.names[state.identity]
+        if workload := as_workload(state):
+            self.names[workload.identity].discard(name)
+            if not self.names[workload.identity]:
+                del self.names[workload.identity]
 
     def forget_the_gone(self, name: str) -> None:
         """Drop what was remembered for followers of a job that has none any more.
@@ -260,6 +272,14 @@ def explained(error: Exception) -> str:
     :param error: of a request.
     """
     return error.failure.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
+
+
+def as_workload(state: JobState | PodState) -> JobState | None:
+    """Return what a record says of a workload, ``None`` for a pod of a TrainJob.
+
+    :param state: the record.
+    """
+    return state if isinstance(state, JobState) else state.workload
 
 
 def _job(state: JobState | PodState) -> str:

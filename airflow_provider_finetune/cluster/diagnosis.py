@@ -200,6 +200,24 @@ def outcome_of(job: JobState, pods: Iterable[PodState], said: Outcome | None = N
     return replace(outcome, status="failed", failure=failure)
 
 
+def deleted(named: str, pods: Iterable[PodState]) -> Outcome:
+    """Return what came of a training whose workload is no longer there.
+
+    A pod of its own takes its end with it, which was seen in it before: an eviction, or even a success.
+
+    :param named: the workload in a sentence.
+    :param pods: its pods as they were last seen.
+    """
+    last = max((pod.workload for pod in pods if pod.workload), key=lambda job: job.created, default=None)
+    if last and last.condition:
+        return outcome_of(last, pods)
+    disrupted = next((pod for pod in pods if pod.workload and pod.disruption), None)
+    if disrupted:
+        return Outcome(status="failed", failure=_evicted(disrupted))
+    message = f"{named} was deleted before it had ended"
+    return Outcome(status="failed", failure=_failure("preempted", "deleted", message, _RETRY))
+
+
 def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
     """Return why a job has failed: what ended first is the culprit, the others end because it has.
 

@@ -14,7 +14,7 @@ from logging import Logger
 from typing import Any
 
 from airflow_provider_finetune.cluster.cache import Outage
-from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, outcome_of, run_out
+from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, deleted, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.cluster.logs import shared_budget
 from airflow_provider_finetune.cluster.relay import LogRelay
@@ -24,15 +24,14 @@ from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
 from airflow_provider_finetune.launchers.clocks import running_clock, spent_before
+from airflow_provider_finetune.launchers.kinds import KINDS
 from airflow_provider_finetune.launchers.observed import (
     JOB,
     JobState,
     Phase,
     PodState,
     entered,
-    job_state,
     phase_of,
-    pod_state,
     program_started,
 )
 
@@ -71,6 +70,7 @@ class Following:
 
     def __init__(self, workload: Workload, terms: Terms, log: Logger, *, identity: tuple[str, str] = ("", "")) -> None:
         self.workload = workload
+        self._kind = KINDS[workload.kind]
         self._terms, self._log, self._identity = terms, log, identity
         self._watch: SharedWatch[TrainingHook]
         self._follower: Follower
@@ -92,8 +92,10 @@ class Following:
         shared_budget()
         while True:
             work = self.workload
-            hook = partial(TrainingHook, work.conn_id, work.namespace, pauses=())  # it is for the watch to try again
-            async with following(work.conn_id, work.namespace, work.name, hook) as (self._watch, self._follower):
+            # It is for the watch to try again.
+            hook = partial(TrainingHook, work.conn_id, work.namespace, kind=self._kind, pauses=())
+            watched = following(self._kind, work.conn_id, work.namespace, work.name, hook)
+            async with watched as (self._watch, self._follower):
                 await self._first_list()
                 older = self._older()
                 if older is None:
@@ -123,8 +125,8 @@ class Following:
 
     async def _give_way(self, older: str) -> None:
         name = self.workload.name
-        message = "TrainJob %s was made for the same request before %s, which is deleted; the older one is followed"
-        self._log.warning(message, older, name)
+        message = "%s %s was made for the same request before %s, which is deleted; the older one is followed"
+        self._log.warning(message, self._kind.title, older, name)
         # Also where no list has shown it yet: its create may be younger than the list.
         await self._watch.source.delete_job(name, self.workload.uid)
 
@@ -173,7 +175,7 @@ class Following:
             return "unknown"
         if found is None or found["metadata"]["uid"] != self.workload.uid:
             return "gone"
-        return job_state(found)
+        return self._kind.read(found)
 
     def _enter(self, phase: Phase, job: JobState, pods: Sequence[PodState]) -> None:
         """Say that a phase has begun, and how long the one before took."""
@@ -200,9 +202,9 @@ class Following:
 
     def _detail(self, phase: Phase, job: JobState, pods: Sequence[PodState]) -> str:
         if phase is Phase.QUEUED:
-            return f": the queue holds TrainJob {job.name} back"
+            return f": the queue holds {job.title} {job.name} back"
         if phase is Phase.STARTING:
-            return f": TrainJob {job.name} waits for a node, its image and its volumes"
+            return f": {job.title} {job.name} waits for a node, its image and its volumes"
         if phase is Phase.RUNNING:
             nodes = sorted({pod.node for pod in pods if pod.live and pod.node})
             return f" on {', '.join(nodes)}" if nodes else ""
@@ -280,13 +282,8 @@ class Following:
         await self._stop_reading()
         if self._relay:
             await self._relay.last_lines()
-        failure = Failure(
-            failure_class="preempted",
-            cause="deleted",
-            message=f"TrainJob {self.workload.name} was deleted before it had ended",
-            cure="Run the task again; it trains on from the last checkpoint",
-        )
-        return {**self._event(Outcome(status="failed", failure=failure), None), "gone": True}
+        outcome = deleted(f"{self._kind.title} {self.workload.name}", self._watch.pods(self.workload.name))
+        return {**self._event(outcome, None), "gone": True}
 
     async def _end(self, phase: Phase) -> bool:
         """Delete the job, with its last lines shown before; return whether that was possible.
@@ -301,10 +298,11 @@ class Following:
         try:
             await self._watch.source.delete_job(self.workload.name, self.workload.uid)
         except TrainingFailed as error:
-            self._log.warning("TrainJob %s cannot be deleted, which is tried again. %s", self.workload.name, error)
+            message = "%s %s cannot be deleted, which is tried again. %s"
+            self._log.warning(message, self._kind.title, self.workload.name, error)
             return False
         spent = duration(self._spend(_now()))
-        self._log.info("%s %s; TrainJob %s is deleted", phase.value, spent, self.workload.name)
+        self._log.info("%s %s; %s %s is deleted", phase.value, spent, self._kind.title, self.workload.name)
         return True
 
     async def _phase_now(self) -> Phase | None:
@@ -322,7 +320,8 @@ class Following:
         """Return the pods as the server has them now, and those that have gone as they were last seen."""
         pods = {pod.uid: pod for pod in self._watch.pods(self.workload.name)}
         listed = await self._watch.source.pods({JOB: self.workload.name})
-        return [*(pods | {pod["metadata"]["uid"]: pod_state(pod) for pod in listed}).values()]
+        now = {pod["metadata"]["uid"]: self._kind.read_pod(pod, None, _now()) for pod in listed}
+        return [*(pods | now).values()]
 
     def _event(self, outcome: Outcome, job: JobState | None) -> dict[str, Any]:
         return {

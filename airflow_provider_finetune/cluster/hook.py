@@ -16,6 +16,7 @@ from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterCli
 from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
 from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
+from airflow_provider_finetune.launchers.kinds import KINDS, TRAINJOB, Kind
 from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
@@ -43,7 +44,7 @@ _trainer_api: dict[str, TrainerApi] = {}
 class Workload:
     """Reference to a workload, of JSON values only: it travels in a trigger.
 
-    * ``kind``: ``"trainjob"``
+    * ``kind``: ``"trainjob"`` or ``"pod"``
     * ``conn_id``, ``namespace``, ``name``, ``uid``: where and which it is
     """
 
@@ -53,9 +54,14 @@ class Workload:
     name: str
     uid: str
 
+    @property
+    def title(self) -> str:
+        """What sentences call it."""
+        return KINDS[self.kind].title
+
 
 class TrainingHook:
-    """The requests of a training in one namespace of one cluster.
+    """The requests of trainings of one kind in one namespace of one cluster.
 
     Used as ``async with TrainingHook(…) as hook``: one client stays open meanwhile. Every method raises
     :class:`~airflow_provider_finetune.cluster.refusals.Refused` where the cluster refuses or does not answer, after
@@ -63,11 +69,19 @@ class TrainingHook:
 
     :param conn_id: connection of the cncf.kubernetes provider.
     :param namespace: ``None`` is the connection's, else the pod's own, else ``"default"``.
+    :param kind: what a job is here: a TrainJob, or a pod of its own.
     :param pauses: seconds before each further attempt of a request that fails for a passing cause.
     """
 
-    def __init__(self, conn_id: str, namespace: str | None = None, *, pauses: Sequence[float] = (1.0, 3.0)) -> None:
-        self.conn_id = conn_id
+    def __init__(
+        self,
+        conn_id: str,
+        namespace: str | None = None,
+        *,
+        kind: Kind = TRAINJOB,
+        pauses: Sequence[float] = (1.0, 3.0),
+    ) -> None:
+        self.conn_id, self.kind = conn_id, kind
         self._namespace = namespace
         self._client = ClusterClient(conn_id, pauses)
 
@@ -109,18 +123,18 @@ class TrainingHook:
         return await self._client.request(what, method, path, query=query, body=body, timeout=timeout)
 
     async def list_jobs(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return the TrainJobs with these labels.
+        """Return the jobs with these labels.
 
         :param selector: label and value of each.
         """
-        return await self._items("trainjobs", {"labelSelector": _selector(selector)})
+        return await self._items(self._jobs, {"labelSelector": _selector({**selector, **dict(self.kind.selector)})})
 
     async def job(self, name: str) -> dict[str, Any] | None:
-        """Return a TrainJob, or ``None`` where there is none of this name.
+        """Return a job, or ``None`` where there is none of this name.
 
         :param name: its name.
         """
-        return await self._maybe(self._path("trainjobs", name))
+        return await self._maybe(self._path(self._jobs, name))
 
     async def runtime(self, kind: str, name: str) -> dict[str, Any] | None:
         """Return a training runtime, or ``None`` where the connection has no right to read it.
@@ -154,7 +168,7 @@ class TrainingHook:
             what = asked(self.conn_id, "PATCH", path)
             raise refused(what, foreign(what, "its content is another"), status=409) from error
 
-    async def create_job(self, render: Callable[[TrainerApi], Mapping[str, Any]]) -> dict[str, Any]:
+    async def create_trainjob(self, render: Callable[[TrainerApi], Mapping[str, Any]]) -> dict[str, Any]:
         """Make a TrainJob and return it; one of the same name and identity, made by another process, is as good.
 
         The newest form is tried first and the older one where the Trainer does not know it; which one it took is
@@ -169,7 +183,7 @@ class TrainingHook:
             if form in ruled_out:
                 continue
             try:
-                job = await self._create(render(form))
+                job = await self.create(render(form))
             except Refused as error:
                 without = [forms_with(field) for field in error.fields]
                 # A field that all forms have, or none, is somebody's mistake, and each would be refused for it.
@@ -182,15 +196,20 @@ class TrainingHook:
                 return job
         raise refused(refusal.where, trainer_too_old(self.conn_id), status=refusal.status) from refusal
 
-    async def _create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a job and return it; one of the same name and identity, made by another process, is as good.
+
+        :param manifest: the object.
+        :raises Refused: e.g. the name is a stranger's.
+        """
         try:
             return await self.request(
-                "POST", self._path("trainjobs"), query={"fieldValidation": "Strict"}, body=manifest
+                "POST", self._path(self._jobs), query={"fieldValidation": "Strict"}, body=manifest
             )
         except Refused as error:
             if error.cause != "exists":
                 raise
-        path = self._path("trainjobs", manifest["metadata"]["name"])
+        path = self._path(self._jobs, manifest["metadata"]["name"])
         found = await self.request("GET", path)
         labels = [(job["metadata"].get("labels") or {}).get(IDENTITY) for job in (manifest, found)]
         if not labels[0] or labels[0] != labels[1]:
@@ -199,7 +218,7 @@ class TrainingHook:
         return found
 
     async def delete_job(self, name: str, uid: str) -> None:
-        """Delete a TrainJob and let its pods end; one that is gone, or another of its name, is left alone.
+        """Delete a job and let its pods end; one that is gone, or another of its name, is left alone.
 
         In the background: with ``Foreground`` Trainer 2.3 starts the user's program again and again.
 
@@ -208,16 +227,16 @@ class TrainingHook:
         """
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
-        await self._unless_gone(self.request("DELETE", self._path("trainjobs", name), body=body))
+        await self._unless_gone(self.request("DELETE", self._path(self._jobs, name), body=body))
 
     async def mark_delivered(self, name: str, uid: str) -> None:
-        """Note on a TrainJob that its outcome has been passed on; one that is gone is left alone.
+        """Note on a job that its outcome has been passed on; one that is gone is left alone.
 
         :param name: its name.
         :param uid: that it must have.
         """
         body = {"metadata": {"uid": uid, "annotations": {DELIVERED: "true"}}}
-        await self._unless_gone(self.request("PATCH", self._path("trainjobs", name), body=body))
+        await self._unless_gone(self.request("PATCH", self._path(self._jobs, name), body=body))
 
     async def pods(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the pods with these labels, also of TrainJobs that have been deleted.
@@ -244,10 +263,8 @@ class TrainingHook:
             pause = min(pause * 2, longest)
         return stay
 
-    async def log_tail(
-        self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES, container: str = "node"
-    ) -> LogTail:
-        """Return the last lines of a pod's log; none before the program has begun.
+    async def log_tail(self, pod_name: str, *, lines: int, limit_bytes: int = LOG_BYTES) -> LogTail:
+        """Return the last lines of what the container that trains says; none before its program has begun.
 
         The server's own ``limitBytes`` cuts off the end, which is what matters. So the last bytes of what comes are
         kept, and where four times as much has come the rest is not waited for: the lines are that long.
@@ -255,11 +272,10 @@ class TrainingHook:
         :param pod_name: the pod.
         :param lines: how many at most.
         :param limit_bytes: how much is kept at most.
-        :param container: the one that trains.
         :raises Refused: e.g. the right to read logs is missing.
         """
         path = f"{self._path('pods', pod_name)}/log"
-        query = {"container": container, "tailLines": str(lines), "timestamps": "true"}
+        query = {"container": self.kind.container, "tailLines": str(lines), "timestamps": "true"}
         tail, read = b"", 0
         try:
             async with self._client.answer(asked(self.conn_id, "GET", path), "GET", path, query=query) as answer:
@@ -290,27 +306,27 @@ class TrainingHook:
         ]
         return sorted(found, key=_time_of)
 
-    async def list_raw(self, kind: str, selector: Mapping[str, str], after: str = "") -> dict[str, Any]:
+    async def list_raw(self, resource: str, selector: Mapping[str, str | None], after: str = "") -> dict[str, Any]:
         """Return a page of a list; its ``metadata.resourceVersion`` is where a watch goes on.
 
         In pages, as a thousand pods are 10 MB of JSON, for which a triggerer's event loop would stand still.
 
-        :param kind: ``trainjobs`` or ``pods``.
-        :param selector: label and value of each.
+        :param resource: ``trainjobs`` or ``pods``.
+        :param selector: label and value of each, ``None`` for any.
         :param after: ``metadata.continue`` of the page before, where there is one.
         """
         query = {"labelSelector": _selector(selector), "limit": str(PAGE), **({"continue": after} if after else {})}
-        return await self.request("GET", self._path(kind), query=query)
+        return await self.request("GET", self._path(resource), query=query)
 
     async def watch(
-        self, kind: str, selector: Mapping[str, str], resource_version: str
+        self, resource: str, selector: Mapping[str, str | None], resource_version: str
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield changes as the server tells them, bookmarks and ``ERROR`` events included, until it ends the watch.
 
         The end is ordinary: it comes after some minutes, or when the server stops.
 
-        :param kind: ``trainjobs`` or ``pods``.
-        :param selector: label and value of each.
+        :param resource: ``trainjobs`` or ``pods``.
+        :param selector: label and value of each, ``None`` for any.
         :param resource_version: after which.
         :yields: events as dicts with ``type`` and ``object``.
         :raises Refused: the watch is refused, or the connection breaks.
@@ -323,7 +339,7 @@ class TrainingHook:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         }
-        path, rest = self._path(kind), b""
+        path, rest = self._path(resource), b""
         what = asked(self.conn_id, "GET", path, watch=True)
         limits = {"timeout": seconds + 30, "silence": SILENT_SECONDS}
         async with self._client.answer(what, "GET", path, query=query, **limits) as answer:
@@ -333,6 +349,10 @@ class TrainingHook:
                 for line in lines:
                     if line.strip():
                         yield json.loads(line)
+
+    @property
+    def _jobs(self) -> str:
+        return self.kind.resource
 
     async def _items(self, resource: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
         return list((await self.request("GET", self._path(resource), query=query)).get("items") or ())
@@ -378,8 +398,8 @@ def _can_write(pod: Mapping[str, Any]) -> bool:
     return (pod.get("status") or {}).get("phase") not in _ENDED
 
 
-def _selector(labels: Mapping[str, str]) -> str:
-    return ",".join(f"{name}={value}" for name, value in labels.items())
+def _selector(labels: Mapping[str, str | None]) -> str:
+    return ",".join(name if value is None else f"{name}={value}" for name, value in labels.items())
 
 
 def _time_of(event: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""One shared watch on our jobs and one on our pods, per connection, namespace and event loop, for all who follow them.
+"""One shared watch on our jobs and one on their pods, per kind, connection, namespace and event loop, for all who
+follow them.
 
 It keeps small records and not the objects, wakes a follower only for its own job, and remembers the pods of a followed
 job that have gone. It belongs to none of its followers: it outlives the first, and ends with the last.
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_finetune.cluster.cache import Cache, Outage, Patience, Source, delay, explained
-from airflow_provider_finetune.launchers.observed import JobState, PodState, job_state, pod_state
+from airflow_provider_finetune.cluster.cache import Cache, Outage, Patience, Source, as_workload, delay, explained
+from airflow_provider_finetune.launchers.kinds import POD, Kind
+from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY, JobState, PodState
 
 SourceT = TypeVar("SourceT", bound=Source)
 
@@ -47,16 +50,22 @@ class Follower:
 
 
 class SharedWatch(Generic[SourceT]):
-    """The two watches of one connection and namespace, and what both have seen.
+    """The watches of one kind of job in one connection and namespace, and what they have seen.
 
+    :param kind: with pods of their own one watch shows both, the job and its pod.
     :param open_source: makes what to read from; entered and left by the watch itself.
     """
 
-    def __init__(self, open_source: Callable[[], AbstractAsyncContextManager[SourceT]]) -> None:
+    def __init__(self, kind: Kind, open_source: Callable[[], AbstractAsyncContextManager[SourceT]]) -> None:
         self._open_source = open_source
         self._followers: dict[str, set[Follower]] = {}
-        self._jobs: Cache[JobState] = Cache("trainjobs", job_state, self)
-        self._pods: Cache[PodState] = Cache("pods", pod_state, self)
+        selector = {MANAGED_BY: DOMAIN, **dict(kind.selector)}
+        self._pods: Cache[PodState] = Cache(
+            "pods", selector, lambda pod, before: kind.read_pod(pod, before, datetime.now(timezone.utc)), self
+        )
+        self._jobs: Cache[JobState] | Cache[PodState] = self._pods
+        if kind is not POD:
+            self._jobs = Cache(kind.resource, selector, lambda job, _: kind.read(job), self)
         self._source: SourceT | None = None
         self._unopened: Outage | None = None
         self._error: Exception | None = None
@@ -96,15 +105,20 @@ class SharedWatch(Generic[SourceT]):
         :param name: its name.
         :param uid: its uid: another job may have had the name.
         """
-        return self._jobs.by_job.get(name, {}).get(uid)
+        return self._workloads(name).get(uid)
 
     def jobs(self, identity: str) -> list[JobState]:
         """Return all jobs of an identity.
 
         :param identity: value of the label.
         """
-        found = [job for name in self._jobs.names.get(identity, ()) for job in self._jobs.by_job.get(name, {}).values()]
-        return [job for job in found if job.identity == identity]
+        names = self._jobs.names.get(identity, ())
+        return [job for name in names for job in self._workloads(name).values() if job.identity == identity]
+
+    def _workloads(self, name: str) -> dict[str, JobState]:
+        found: Iterable[JobState | PodState] = self._jobs.by_job.get(name, {}).values()
+        there = [state for state in found if not (isinstance(state, PodState) and state.gone)]
+        return {job.uid: job for state in there if (job := as_workload(state))}
 
     def pods(self, job: str) -> list[PodState]:
         """Return the pods of a job, those that have gone included.
@@ -161,7 +175,7 @@ class SharedWatch(Generic[SourceT]):
         self.wake_all()
 
     async def stop(self) -> None:
-        """End both watches."""
+        """End the watches."""
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -172,7 +186,7 @@ class SharedWatch(Generic[SourceT]):
             try:
                 async with self._open_source() as source:
                     self._source, self._unopened = source, None
-                    await asyncio.gather(self._jobs.run(source), self._pods.run(source))
+                    await asyncio.gather(*(cache.run(source) for cache in {self._jobs, self._pods}))
             except Exception as error:
                 failures += 1
                 if self._source or patience.ends(error):
@@ -184,11 +198,12 @@ class SharedWatch(Generic[SourceT]):
                 await asyncio.sleep(delay(failures))
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], SharedWatch[Any]]] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], SharedWatch[Any]]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
 async def following(
+    kind: Kind,
     conn_id: str,
     namespace: str,
     job: str,
@@ -196,6 +211,7 @@ async def following(
 ) -> AsyncIterator[tuple[SharedWatch[SourceT], Follower]]:
     """Follow a job by the watch that all of this event loop share; the first to come begins it, the last ends it.
 
+    :param kind: what the job is.
     :param conn_id: id of the connection.
     :param namespace: the job's namespace.
     :param job: the job's name.
@@ -203,9 +219,9 @@ async def following(
     :yields: the watch, and what waits for changes of the job.
     """
     watches = _shared.setdefault(asyncio.get_running_loop(), {})
-    key = (conn_id, namespace)
+    key = (kind.name, conn_id, namespace)
     if key not in watches:
-        watches[key] = SharedWatch(open_source)
+        watches[key] = SharedWatch(kind, open_source)
     watch: SharedWatch[SourceT] = watches[key]
     follower = Follower(job)
     watch.enter(follower)

@@ -110,6 +110,7 @@ class PodState:
     * ``restarts``: how often it was started again
     * ``disruption``: reason and text of ``DisruptionTarget``, e.g. of an eviction
     * ``deleting``: it is being ended; ``gone``: it is no longer there, and this is the last that was seen of it
+    * ``workload``: what it says as a workload of its own, ``None`` for a pod of a TrainJob
     """
 
     name: str
@@ -130,6 +131,7 @@ class PodState:
     disruption: tuple[str, str] | None = None
     deleting: bool = False
     gone: bool = False
+    workload: JobState | None = None
 
     @property
     def live(self) -> bool:
@@ -143,8 +145,8 @@ def job_state(job: Mapping[str, Any]) -> JobState:
     :param job: the object as the API gives it.
     """
     metadata, status = job["metadata"], job.get("status") or {}
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    created = _time(metadata["creationTimestamp"])
+    annotations = metadata.get("annotations") or {}
+    created = time_of(metadata["creationTimestamp"])
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     end = _final(conditions, created)
     suspended = conditions.get("Suspended", {})
@@ -153,29 +155,40 @@ def job_state(job: Mapping[str, Any]) -> JobState:
         name=metadata["name"],
         uid=metadata["uid"],
         created=created,
-        identity=labels.get(IDENTITY, ""),
-        whole=labels.get(WHOLE, ""),
-        try_number=int(annotations.get(TRY_NUMBER) or 0),
-        delivered=DELIVERED in annotations,
+        **marks_of(metadata),
         runs_once=annotations.get(RUNS_ONCE) == "true",
         deleting="deletionTimestamp" in metadata,
         # Before the controller has seen the object only its specification tells.
         suspended=held if suspended else bool((job.get("spec") or {}).get("suspend")),
-        suspended_at=_time(suspended["lastTransitionTime"]) if held else None,
-        admitted_at=_time(suspended["lastTransitionTime"]) if suspended and not held else None,
+        suspended_at=time_of(suspended["lastTransitionTime"]) if held else None,
+        admitted_at=time_of(suspended["lastTransitionTime"]) if suspended and not held else None,
         condition=end.get("type"),
         reason=end.get("reason", ""),
         message=end.get("message", ""),
-        ended_at=_time(end["lastTransitionTime"]) if end else None,
+        ended_at=time_of(end["lastTransitionTime"]) if end else None,
         progress=tuple((status.get("trainerStatus") or {}).items()),
     )
+
+
+def marks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a workload's state that stand in our own labels and annotations.
+
+    :param metadata: of the object.
+    """
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    return {
+        "identity": labels.get(IDENTITY, ""),
+        "whole": labels.get(WHOLE, ""),
+        "try_number": int(annotations.get(TRY_NUMBER) or 0),
+        "delivered": DELIVERED in annotations,
+    }
 
 
 def _final(conditions: Mapping[str, Mapping[str, Any]], created: datetime) -> Mapping[str, Any]:
     for kind in ("Complete", "Failed"):
         found = conditions.get(kind, {})
         # A name that is used again shows for a moment the end of the object that had it before.
-        if found.get("status") == "True" and _time(found["lastTransitionTime"]) >= created:
+        if found.get("status") == "True" and time_of(found["lastTransitionTime"]) >= created:
             return found
     return {}
 
@@ -196,7 +209,7 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
     # a program that was started again is often ended only because the first had failed.
     now, before = state.get("terminated"), (ours.get("lastState") or {}).get("terminated")
     ended = (now if now and not now.get("exitCode") else before or now) or {}
-    created = _time(metadata["creationTimestamp"])
+    created = time_of(metadata["creationTimestamp"])
     disruption = conditions.get("DisruptionTarget", {})
     return PodState(
         name=metadata["name"],
@@ -208,7 +221,7 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
         node=(pod.get("spec") or {}).get("nodeName", ""),
         waiting=_waiting((*(status.get("initContainerStatuses") or ()), ours), conditions),
         started_at=_first_start(ours, ended, created, conditions),
-        finished_at=_time(ended["finishedAt"]) if ended.get("finishedAt") else None,
+        finished_at=time_of(ended["finishedAt"]) if ended.get("finishedAt") else None,
         exit_code=ended.get("exitCode"),
         end=ended.get("reason", ""),
         words=ended.get("message", ""),
@@ -239,12 +252,12 @@ def _first_start(
     running = (container.get("state") or {}).get("running")
     text = (running or ended).get("startedAt")
     # A program that could not be started is told to have begun in 1970.
-    if not text or (not running and _time(text) < created - _SAME_TIME):
+    if not text or (not running and time_of(text) < created - _SAME_TIME):
         return None
     if container.get("restartCount") and "Initialized" in conditions:
         # Only its last start is told; all else before the first was done when the pod was initialised.
         text = conditions["Initialized"]["lastTransitionTime"]
-    return _time(text)
+    return time_of(text)
 
 
 def _fault(status: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -313,5 +326,9 @@ def _newest(job: JobState, pods: Iterable[PodState]) -> dict[int, PodState]:
     return {pod.rank: pod for pod in sorted(pods, key=lambda pod: pod.created) if pod.created >= since}
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
+    """Return a time as the API writes it.
+
+    :param text: e.g. ``2026-01-31T12:00:00Z``.
+    """
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

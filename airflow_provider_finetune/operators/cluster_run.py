@@ -235,7 +235,7 @@ class ClusterRun:
         once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
         request = replace(request, annotations={**request.annotations, **once})
         self._stop_where_ended()
-        return job_state(await hook.create_job(lambda form: render(request, form)))
+        return job_state(await hook.create_trainjob(lambda form: render(request, form)))
 
     async def _make_way(self, hook: TrainingHook, found: Adoption, identity: str) -> None:
         for job in found.delete:

@@ -48,9 +48,9 @@ def test_each_trainer_gets_the_form_that_it_takes(trainer_api: TrainerAPI, monke
 
     async def life() -> None:
         async with TrainingHook("cluster", "default") as hook:
-            made = await hook.create_job(render)
+            made = await hook.create_trainjob(render)
             uid = made["metadata"]["uid"]
-            assert await hook.create_job(render) == made  # the name is taken, by ourselves
+            assert await hook.create_trainjob(render) == made  # the name is taken, by ourselves
             for other in ("11111111-2222-3333-4444-555555555555", uid):
                 assert await hook.job("tune")
                 await hook.mark_delivered("tune", other)

@@ -99,7 +99,7 @@ def test_a_submission_finds_the_form_by_itself_within_five_requests(
             await hook.list_jobs({IDENTITY: request.labels[IDENTITY]})
             await hook.runtime(request.runtime_kind, request.runtime)
             await hook.ensure_config_map(runner_config_map(hook.namespace))
-            return await hook.create_job(lambda form: render(carried_by(form, request), form))
+            return await hook.create_trainjob(lambda form: render(carried_by(form, request), form))
 
     before = requests()
     made = asyncio.run(submit())

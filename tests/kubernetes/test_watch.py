@@ -23,6 +23,7 @@ import pytest
 from airflow_provider_finetune.cluster import cache
 from airflow_provider_finetune.cluster.hook import PAGE, TrainingHook
 from airflow_provider_finetune.cluster.watch import SharedWatch, following
+from airflow_provider_finetune.launchers.kinds import TRAINJOB
 from airflow_provider_finetune.launchers.observed import JobState, PodState, job_state, pod_state
 from tests.kubernetes.fake_cluster import (
     NAMESPACE,
@@ -52,7 +53,7 @@ async def watching(cluster: FakeCluster, job: str = "a") -> AsyncIterator[tuple[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_CLUSTER", cluster.connection)
-        async with following("cluster", NAMESPACE, job, hook) as (watch, follower):
+        async with following(TRAINJOB, "cluster", NAMESPACE, job, hook) as (watch, follower):
             await until(lambda: watch.synced)
             yield watch, follower
 
@@ -265,7 +266,10 @@ def test_a_connection_that_cannot_be_used_yet_is_waited_for_and_told(monkeypatch
     monkeypatch.setenv("AIRFLOW_CONN_LATE", NO_FILE)
 
     async def story(cluster: FakeCluster) -> None:
-        async with following("late", NAMESPACE, "a", lambda: TrainingHook("late", NAMESPACE, pauses=())) as (watch, _):
+        async with following(TRAINJOB, "late", NAMESPACE, "a", lambda: TrainingHook("late", NAMESPACE, pauses=())) as (
+            watch,
+            _,
+        ):
             await until(lambda: watch.outage)
             assert watch.outage
             assert "there is no file /nowhere/config" in watch.outage.reason
@@ -279,7 +283,10 @@ def test_a_connection_that_can_never_be_used_ends_the_wait(monkeypatch: pytest.M
     monkeypatch.setenv("AIRFLOW_CONN_BAD", NO_FILE)
 
     async def story(cluster: FakeCluster) -> None:
-        async with following("bad", NAMESPACE, "a", lambda: TrainingHook("bad", NAMESPACE, pauses=())) as (watch, _):
+        async with following(TRAINJOB, "bad", NAMESPACE, "a", lambda: TrainingHook("bad", NAMESPACE, pauses=())) as (
+            watch,
+            _,
+        ):
             with pytest.raises(Exception, match="there is no file /nowhere/config"):
                 await until(lambda: watch.synced)
 
@@ -335,17 +342,19 @@ def test_what_the_watch_logs_belongs_to_no_task() -> None:
         async def __aexit__(self, *_: object) -> None:
             pass
 
-        async def list_raw(self, kind: str, selector: Mapping[str, str], after: str = "") -> dict[str, Any]:
+        async def list_raw(self, resource: str, selector: Mapping[str, str | None], after: str = "") -> dict[str, Any]:
             seen.append(whose.get())
             return {"metadata": {"resourceVersion": "1"}}
 
-        async def watch(self, kind: str, selector: Mapping[str, str], version: str) -> AsyncIterator[dict[str, Any]]:
+        async def watch(
+            self, resource: str, selector: Mapping[str, str | None], resource_version: str
+        ) -> AsyncIterator[dict[str, Any]]:
             await asyncio.sleep(60)
             yield {}
 
     async def story() -> None:
         whose.set("the first task's")
-        async with following("other", NAMESPACE, "a", Source) as (watch, _):
+        async with following(TRAINJOB, "other", NAMESPACE, "a", Source) as (watch, _):
             await until(lambda: watch.synced)
 
     asyncio.run(story())

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
+from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.kubernetes_config import FORMS
 from airflow_provider_finetune.launchers.observed import IDENTITY, JOB, MANAGED_BY, TASK, WHOLE
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.launchers.trainjob import (
     CARRIED,
     NEVER_CARRIED,
-    JobRequest,
     TrainerApi,
     Unsupported,
     render,
