@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
+from airflow_provider_finetune.launchers.kinds import KINDS
 from airflow_provider_finetune.launchers.observed import JOB
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ class TrainingTrigger(BaseTrigger):
         try:
             state = await asyncio.wait_for(self._task_state(), _ASK_SECONDS)
         except Exception as error:
-            self.log.warning("TrainJob %s is left alone: the task's state is not known (%s)", self._name(), repr(error))
+            self.log.warning("%s is left alone: the task's state is not known (%s)", self._name(), repr(error))
             return
         if state == "deferred":
-            self.log.info("TrainJob %s is left alone: the task still waits for it", self._name())
+            self.log.info("%s is left alone: the task still waits for it", self._name())
         else:
             await self._delete()
 
@@ -138,18 +139,19 @@ class TrainingTrigger(BaseTrigger):
         workload = self._current()
         self.log.info("Deleting TrainJob %s, as the task was ended by a user", self._name())
         try:
-            async with TrainingHook(workload["conn_id"], workload["namespace"]) as hook:
+            kind = KINDS[workload["kind"]]
+            async with TrainingHook(workload["conn_id"], workload["namespace"], kind=kind) as hook:
                 await hook.delete_job(workload["name"], workload["uid"])
                 stay = await hook.pods_that_stay({JOB: workload["name"]}, _PODS_SECONDS)
         except TrainingFailed as error:
-            self.log.error("TrainJob %s could not be deleted and may train on. %s", self._name(), error)
+            self.log.error("%s could not be deleted and may train on. %s", self._name(), error)
             return
         if stay:
-            self.log.warning("TrainJob %s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
+            self.log.warning("%s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
 
     def _unknown(self, why: Failure) -> Failure:
         """Return why the task waits no longer; another try can go on with the job, whatever the reason."""
-        message = f"TrainJob {self._name()} is no longer followed, and may train on. {why.message}"
+        message = f"{self._name()} is no longer followed, and may train on. {why.message}"
         cure = f"{why.cure}. A retry goes on with the job; clearing the task begins a new one"
         return replace(why, failure_class="infrastructure", message=message, cure=cure)
 
@@ -157,7 +159,8 @@ class TrainingTrigger(BaseTrigger):
         return asdict(self._following.workload) if self._following else self.workload
 
     def _name(self) -> str:
-        return f"{self._current()['namespace']}/{self._current()['name']}"
+        workload = self._current()
+        return f"{KINDS[workload['kind']].title} {workload['namespace']}/{workload['name']}"
 
 
 async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:

@@ -94,6 +94,15 @@ class TrainingHook:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    def of(self, kind: Kind) -> TrainingHook:
+        """Return the same for trainings of another kind; it ends with this one.
+
+        :param kind: what a job is there.
+        """
+        other = TrainingHook(self.conn_id, self.namespace, kind=kind)
+        other._client = self._client
+        return other
+
     @property
     def namespace(self) -> str:
         """Where the training runs; known once the hook is entered."""

@@ -59,6 +59,22 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def json_of(value: Any) -> Any:
+    """Return a value of which nothing is known as JSON that is the same whenever the value is.
+
+    :param value: JSON, models of kubernetes.client, or objects that are what they hold.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): json_of(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_of(inner) for inner in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    names = getattr(type(value), "attribute_map", None)
+    held = vars(value) if names is None else {name: getattr(value, name) for name in names}
+    return {type(value).__name__: {name: json_of(inner) for name, inner in held.items() if inner is not None}}
+
+
 def _plain(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(key, inner) for name, inner in value.items()}

@@ -42,6 +42,8 @@ def render(request: JobRequest) -> dict[str, Any]:
     training |= pod_spec.program(request, grace)
     # Where a training dies before it has written its result, the end of its log takes its place.
     training["terminationMessagePolicy"] = "FallbackToLogsOnError"
+    if request.kubernetes_config.get("env_from"):
+        training["envFrom"] = request.kubernetes_config["env_from"]
     if request.image:
         training["image"] = request.image
     if request.deadline is not None:
@@ -119,7 +121,7 @@ def workload_state(pod: Mapping[str, Any]) -> JobState:
 
 def _workload(pod: Mapping[str, Any], state: PodState) -> JobState:
     status = pod.get("status") or {}
-    condition = _condition(state)
+    condition = _condition(state, status)
     ended = {
         "condition": condition,
         "reason": status.get("reason", ""),
@@ -140,10 +142,12 @@ def _workload(pod: Mapping[str, Any], state: PodState) -> JobState:
     )
 
 
-def _condition(state: PodState) -> str | None:
+def _condition(state: PodState, status: Mapping[str, Any]) -> str | None:
     if state.phase in _ENDED:
         return "Complete" if state.phase == "Succeeded" else "Failed"
-    if state.finished_at is None:
+    # A kubelet tells the end of the last container a moment before that of the pod.
+    others_run = any("terminated" not in (found.get("state") or {}) for found in status.get("containerStatuses") or ())
+    if state.finished_at is None or not others_run:
         return None
     return "Failed" if state.exit_code else "Complete"
 

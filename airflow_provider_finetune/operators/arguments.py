@@ -19,6 +19,7 @@ from airflow_provider_finetune.contract.rules import CLUSTER_RULES
 from airflow_provider_finetune.launchers.kubernetes_config import FORMS
 from airflow_provider_finetune.operators.cluster_rules import cluster_problems
 from airflow_provider_finetune.operators.place_rules import Broken, local_problems, place_problems
+from airflow_provider_finetune.operators.pod_rules import pod_problems
 
 KUBERNETES_KEYS = frozenset(FORMS)
 
@@ -82,6 +83,9 @@ def problems_of(
         problems += local_problems(documented)
     elif launcher in ("trainjob", "pod"):
         problems += cluster_problems(inputs, values, others)
+    if launcher == "pod":
+        # Its names are known also where templates stand behind them.
+        problems += pod_problems(values, {**others, "pod_operator_arguments": arguments["pod_operator_arguments"]})
     return values, problems
 
 

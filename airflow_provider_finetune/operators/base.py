@@ -19,7 +19,7 @@ from airflow_provider_finetune.operators.assets import assets_without_scheme, pl
 from airflow_provider_finetune.operators.cluster_places import CONFIGURED_ROOT
 from airflow_provider_finetune.operators.connections import mask
 from airflow_provider_finetune.operators.delivery import error_of, event_of, result_of
-from airflow_provider_finetune.operators.request import CONFIGURED_IMAGE
+from airflow_provider_finetune.operators.pod_rules import CONFIGURED_IMAGE
 from airflow_provider_finetune.operators.task import TrainingTask, task_instance
 from airflow_provider_finetune.settings import setting, switched_on
 
@@ -65,13 +65,12 @@ class TrainingOperator(BaseOperator):
 
     :param documented: the subclass's own inputs by name; each becomes an attribute.
     :param launcher: what runs the training: ``"trainjob"`` (Kubeflow Trainer), ``"pod"`` (one GPU pod) or ``"local"``
-        (a process on the worker's machine). ``None`` is ``[finetune] launcher``, else ``"trainjob"``. This version
-        does not run ``"pod"`` yet.
+        (a process on the worker's machine). ``None`` is ``[finetune] launcher``, else ``"trainjob"``.
     :param kubernetes_conn_id: connection of the cncf.kubernetes provider (templated).
     :param namespace: namespace of the job. ``None`` is the connection's, else the worker pod's own (templated).
     :param image: image with training-hub. ``None`` is ``[finetune] image``, else the runtime's; ``launcher="pod"``
         needs one (templated).
-    :param runtime: name of the Kubeflow training runtime (templated).
+    :param runtime: name of the Kubeflow training runtime, for ``launcher="trainjob"`` (templated).
     :param runtime_kind: ``"ClusterTrainingRuntime"`` or ``"TrainingRuntime"``.
     :param queue_name: Kueue local queue. ``None`` queues nowhere (templated).
     :param gpu_resource: resource name of a GPU, e.g. ``"amd.com/gpu"`` or a MIG slice (templated).
@@ -88,16 +87,18 @@ class TrainingOperator(BaseOperator):
         limit.
     :param progress_interval: time between two progress lines: timedelta or seconds.
     :param resume: ``"auto"`` lets a training that is ended by a signal save a checkpoint in the grace period (30 s
-        locally, 300 s in a TrainJob of Trainer 2.3) and a later try of the same training go on from it, on a
-        ``pvc_path`` that outlives the pod; after a success, or where data or parameters have changed, it starts anew.
-        ``"never"`` saves none and starts anew, ``"require"`` fails where there is nothing to go on from (templated).
+        locally, 300 s in a pod and in a TrainJob of Trainer 2.3) and a later try of the same training go on from it,
+        on a ``pvc_path`` that outlives the pod; after a success, or where data or parameters have changed, it starts
+        anew. ``"never"`` saves none and starts anew, ``"require"`` fails where there is nothing to go on from
+        (templated).
     :param on_finish: what becomes of the job object: ``"delete_succeeded"``, ``"delete"`` or ``"keep"``.
     :param keep: which files of the run stay: ``"model"``, ``"checkpoints"`` or ``"all"``.
     :param fail_fast: end at once when the cause of a stuck start is the user's to mend.
     :param max_dropped: share of the rows, 0 to 1, that may be dropped before it is an error.
     :param show_samples: number of samples that are printed with the trained text marked; they stay out of the outcome.
-    :param pod_operator_arguments: further ``KubernetesPodOperator`` arguments by its own names, for ``launcher="pod"``.
-        ``None`` is none (templated).
+    :param pod_operator_arguments: further ``KubernetesPodOperator`` arguments by its own names, for ``launcher="pod"``,
+        e.g. ``pod_template_file`` or ``init_containers``; one that this operator sets is an error. ``None`` is none
+        (templated).
     :param extra_args: further training-hub keywords by its own names. ``None`` is none (templated).
     :param deferrable: wait in the triggerer without a worker slot. ``None`` is ``[finetune] deferrable``, else true.
         No effect with ``launcher="local"``, which blocks.
@@ -219,19 +220,27 @@ class TrainingOperator(BaseOperator):
         values = self._check()
         self._check_outlet()
         task = self._resolved(values, context)
-        if task.arguments["launcher"] == "pod":
-            rule, cure = "this version of the provider starts no bare pods", "Use 'trainjob', or 'local'"
-            raise InvalidParameters(self.task_id, [Problem("launcher", "pod", rule, cure)])
         if task.arguments["launcher"] == "local":
             from airflow_provider_finetune.operators.local_run import LocalRun
 
             self._run = here = LocalRun(task, self.log, self.executor)
             return self._finish(here.run(), context)
-        from airflow_provider_finetune.operators.cluster_run import ClusterRun
-
-        self._run = run = ClusterRun(task, self.log)
+        self._run = run = self._cluster_run(context, values)
         run.submit()
         return self._wait(run, context)
+
+    def as_pod_operator_arguments(self, context: Context | None = None) -> dict[str, Any]:
+        """Return the arguments of the ``KubernetesPodOperator`` from which ``launcher="pod"`` has its pod.
+
+        They are those of one try: name and labels are the task instance's. No request is made.
+
+        :param context: Airflow's; ``None`` is that of the task that runs now.
+        :raises InvalidParameters: an argument is wrong.
+        """
+        from airflow.sdk import get_current_context
+
+        run = self._cluster_run(context or get_current_context(), self._check())
+        return run.pod_operator_arguments()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on where the trigger has seen the end of the workload, and return what :meth:`execute` returns.
@@ -240,9 +249,7 @@ class TrainingOperator(BaseOperator):
         :param event: payload of :class:`~airflow_provider_finetune.triggers.TrainingTrigger`'s event.
         :raises TrainingFailed: there is no model; retried unless only the DAG author can mend it.
         """
-        from airflow_provider_finetune.operators.cluster_run import ClusterRun
-
-        run = ClusterRun(self._resolved(self._check(), context), self.log, event["workload"])
+        run = self._cluster_run(context, self._check(), event["workload"])
         if event.get("recover") and run.can_recover:
             self.log.warning("The training is complete and has left no word, so its outcome is looked for")
             self._run = run
@@ -296,6 +303,14 @@ class TrainingOperator(BaseOperator):
             values=values,
             arguments=self._arguments(),
         )
+
+    def _cluster_run(
+        self, context: Context, values: dict[str, Any], workload: Mapping[str, str] | None = None
+    ) -> ClusterRun:
+        from airflow_provider_finetune.operators.cluster_run import ClusterRun
+        from airflow_provider_finetune.operators.pod_operator import PodMaker
+
+        return ClusterRun(self._resolved(values, context), self.log, workload, pods=PodMaker(self, context))
 
     def _wait(self, run: ClusterRun, context: Context) -> dict[str, Any]:
         """Defer until the workload has ended, or wait for it here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,27 +13,23 @@ from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.cluster.logs import reads_per_second
 from airflow_provider_finetune.contract.checking import Problem
-from airflow_provider_finetune.contract.outcome import Failure, Outcome
-from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFailed, training_error
-from airflow_provider_finetune.launchers.adoption import Adoption, adopt, leftovers
-from airflow_provider_finetune.launchers.container import runner_config_map
+from airflow_provider_finetune.contract.outcome import Outcome
+from airflow_provider_finetune.exceptions import InvalidParameters, TrainingFailed
+from airflow_provider_finetune.launchers import pod
+from airflow_provider_finetune.launchers.adoption import leftovers
 from airflow_provider_finetune.launchers.identity import identity_labels, job_name
 from airflow_provider_finetune.launchers.job_request import JobRequest
-from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, TASK, JobState, job_state
+from airflow_provider_finetune.launchers.kinds import KINDS, POD
+from airflow_provider_finetune.launchers.observed import IDENTITY, TASK, JobState
 from airflow_provider_finetune.launchers.refusal import CannotRender
-from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
-from airflow_provider_finetune.launchers.trainjob import render
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config
 from airflow_provider_finetune.operators.request import cluster_request
+from airflow_provider_finetune.operators.submission import Pods, Submission
 from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 from airflow_provider_finetune.settings import deployment_id
 from airflow_provider_finetune.triggers import TrainingTrigger
-
-_PODS_END_SECONDS = 600.0
-"""How long a new training waits for the pods of earlier tries, whose grace period may be minutes; then the task fails
-and may be tried again."""
 
 
 class ClusterRun:
@@ -42,11 +38,17 @@ class ClusterRun:
     :param task: what to train.
     :param log: the task's.
     :param workload: fields of one that there is already.
+    :param pods: makes the workload where it is a pod of its own.
     """
 
-    def __init__(self, task: TrainingTask, log: TaskLog, workload: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, task: TrainingTask, log: TaskLog, workload: Mapping[str, str] | None = None, *, pods: Pods
+    ) -> None:
         self.workload = Workload(**workload) if workload else None
-        self._task, self._log = task, log
+        # The argument may have been another one when it was made.
+        made_by = {"launcher": self.workload.kind} if self.workload else {}
+        self._task = replace(task, arguments={**task.arguments, **made_by})
+        self._log, self._pods = log, pods
         self._request: JobRequest | None = None
         self._ended = False
 
@@ -54,7 +56,7 @@ class ClusterRun:
         """Find or make the workload: one that an earlier try has left, else a new one.
 
         :param recover: look for the outcome of a training that has ended without a word, and train only without one.
-        :raises InvalidParameters: no TrainJob of this cluster can carry what was asked for.
+        :raises InvalidParameters: no workload of this cluster can carry what was asked for.
         :raises TrainingFailed: the cluster refuses it, or does not answer, or a setting is wrong.
         """
         reads_per_second()  # a wrong one would be found by the triggerer, with the job made
@@ -63,8 +65,32 @@ class ClusterRun:
                 "Neither [finetune] deployment_id nor [api] base_url is set: no other Airflow without them may train "
                 "in the same namespace, as each would take the other's jobs for its own"
             )
-        try:
+        with self._renders():
             self._use(lambda hook: self._submit(hook, recover=recover))
+
+    def pod_operator_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the ``KubernetesPodOperator`` that would make the pod; no request is made.
+
+        :raises InvalidParameters: the launcher is another one, or one pod cannot be what was asked for.
+        """
+        launcher = self._task.arguments["launcher"]
+        if launcher != POD.name:
+            problem = Problem("launcher", launcher, "it starts no KubernetesPodOperator", "Use launcher='pod'")
+            raise InvalidParameters(self._task.instance.task_id, [problem])
+        found: list[dict[str, Any]] = []
+
+        async def look(hook: TrainingHook) -> None:
+            found.append(self._pods.arguments(pod.render(self._make_request(hook.namespace, recover=False))))
+
+        with self._renders():
+            self._use(look)
+        return found[0]
+
+    @contextmanager
+    def _renders(self) -> Iterator[None]:
+        """Say what no object can carry as what is wrong with the task's arguments."""
+        try:
+            yield
         except CannotRender as error:
             problem = Problem(error.parameter, "***", error.rule, error.cure)
             raise InvalidParameters(self._task.instance.task_id, [problem]) from error
@@ -142,13 +168,13 @@ class ClusterRun:
         :param succeeded: whether there is a model.
         """
         assert self.workload is not None
-        name, namespace = self.workload.name, self.workload.namespace
+        work = self.workload
         if event.get("unknown"):
-            message = "TrainJob %s is left alone, as its program may be running: kubectl --namespace %s get trainjob %s"
-            self._log.warning(message, name, namespace, name)
+            message = "%s %s is left alone, as its program may be running: kubectl --namespace %s get %s %s"
+            self._log.warning(message, work.title, work.name, work.namespace, work.kind, work.name)
         elif not event.get("gone"):
             stays = self.stays(event, succeeded=succeeded)
-            with self._warns_of(name):
+            with self._warns_of(work.name):
                 self._use(lambda hook: self._settle(hook, stays=stays, succeeded=succeeded))
 
     def end(self) -> None:
@@ -156,7 +182,7 @@ class ClusterRun:
         self._ended = True
         if self.workload is None:
             return
-        self._log.info("Deleting TrainJob %s, as this task is being ended", self.workload.name)
+        self._log.info("Deleting %s %s, as this task is being ended", self.workload.title, self.workload.name)
         # The handler may have interrupted an event loop of this thread.
         thread = threading.Thread(target=self._delete, args=[self.workload])
         thread.start()
@@ -166,12 +192,14 @@ class ClusterRun:
         try:
             self._use(lambda hook: hook.delete_job(workload.name, workload.uid))
         except TrainingFailed as error:
-            self._log.error("TrainJob %s could not be deleted and may train on. %s", workload.name, error)
+            message = "%s %s could not be deleted and may train on. %s"
+            self._log.error(message, workload.title, workload.name, error)
 
     def _use(self, use: Callable[[TrainingHook], Coroutine[Any, Any, Any]]) -> None:
         async def with_hook() -> None:
             arguments = self._task.arguments
-            async with TrainingHook(arguments["kubernetes_conn_id"], none_if_empty(arguments["namespace"])) as hook:
+            conn_id, namespace = arguments["kubernetes_conn_id"], none_if_empty(arguments["namespace"])
+            async with TrainingHook(conn_id, namespace, kind=KINDS[arguments["launcher"]]) as hook:
                 await use(hook)
 
         asyncio.run(with_hook())
@@ -179,32 +207,14 @@ class ClusterRun:
     async def _submit(self, hook: TrainingHook, *, recover: bool) -> None:
         self._request = request = self._make_request(hook.namespace, recover=recover)
         if recover and self.workload:
-            self._log.info("Deleting TrainJob %s, which has left no word", self.workload.name)
+            self._log.info("Deleting %s %s, which has left no word", self.workload.title, self.workload.name)
             await hook.delete_job(self.workload.name, self.workload.uid)
-        identity = request.labels[IDENTITY]
-        existing = map(job_state, await hook.list_jobs({IDENTITY: identity}))
-        found = adopt(existing, identity=identity, whole=request.whole, first_try=self._task.instance.first_try)
-        await self._make_way(hook, found, identity)
-        job = found.follow
-        if job:
-            state = "has ended, and nobody has collected it" if job.condition else "still trains"
-            self._log.info("Following TrainJob %s of an earlier try: it %s", job.name, state)
-        else:
-            job = await self._create(hook, request)
-            self._log.info("TrainJob %s made in namespace %s, runtime %s", job.name, hook.namespace, request.runtime)
-        self.workload = Workload("trainjob", hook.conn_id, hook.namespace, job.name, job.uid)
+        submission = Submission(self._task, self._log, request, self._pods, lambda: self._ended)
+        job = await submission.workload(hook)
+        self.workload = Workload(hook.kind.name, hook.conn_id, hook.namespace, job.name, job.uid)
         if self._ended:
             await hook.delete_job(job.name, job.uid)
-        self._stop_where_ended()
-
-    def _stop_where_ended(self) -> None:
-        if self._ended:
-            message, cure = (
-                "The task was ended while it submitted its training, which is not made",
-                "Run the task again",
-            )
-            failure = Failure(failure_class="preempted", cause="killed", message=message, cure=cure)
-            raise training_error(failure, "Airflow's audit log")
+        submission.stop_where_ended()
 
     def _make_request(self, namespace: str, *, recover: bool) -> JobRequest:
         task = self._task
@@ -226,43 +236,20 @@ class ClusterRun:
         task = self._task.instance
         return job_name(task.dag_id, task.task_id, f"{task.ti_id}/recover" if recover else task.ti_id)
 
-    async def _create(self, hook: TrainingHook, request: JobRequest) -> JobState:
-        runtime = await hook.runtime(request.runtime_kind, request.runtime)
-        for warning in check_runtime(runtime, request.runtime_kind, request.runtime):
-            self._log.warning("%s", warning)
-        if request.runner == "configmap":
-            await hook.ensure_config_map(runner_config_map(hook.namespace))
-        once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
-        request = replace(request, annotations={**request.annotations, **once})
-        self._stop_where_ended()
-        return job_state(await hook.create_trainjob(lambda form: render(request, form)))
-
-    async def _make_way(self, hook: TrainingHook, found: Adoption, identity: str) -> None:
-        for job in found.delete:
-            cleared = job.try_number < self._task.instance.first_try
-            why = "was made before the task was cleared" if cleared else "trains something else"
-            self._log.info("Deleting TrainJob %s of an earlier try, which %s", job.name, why)
-            await hook.delete_job(job.name, job.uid)
-        # The work directory is theirs too, and a pod outlives its job by its grace period.
-        if found.follow is None and (found.delete or self._task.instance.try_number > 1):
-            stay = await hook.pods_that_stay({IDENTITY: identity}, _PODS_END_SECONDS)
-            if stay:
-                raise training_error(_pods_stay(stay), f"kubectl --namespace {hook.namespace} get pods")
-
     async def _settle(self, hook: TrainingHook, *, stays: bool, succeeded: bool) -> None:
         assert self.workload is not None
-        name, uid = self.workload.name, self.workload.uid
+        title, name, uid = self.workload.title, self.workload.name, self.workload.uid
         older = await self._leftovers(hook) if succeeded and not stays else []
         with self._warns_of(name):
             if stays:
                 await hook.mark_delivered(name, uid)
-                self._log.info("TrainJob %s stays in namespace %s", name, hook.namespace)
+                self._log.info("%s %s stays in namespace %s", title, name, hook.namespace)
             else:
                 if not succeeded:
-                    self._log.info("Deleting TrainJob %s, which nobody follows any more", name)
+                    self._log.info("Deleting %s %s, which nobody follows any more", title, name)
                 await hook.delete_job(name, uid)
         for job in older:
-            self._log.info("Deleting TrainJob %s, which failed before this success", job.name)
+            self._log.info("Deleting %s %s, which failed before this success", title, job.name)
             with self._warns_of(job.name):
                 await hook.delete_job(job.name, job.uid)
 
@@ -271,9 +258,10 @@ class ClusterRun:
         assert self.workload is not None
         labels = identity_labels(self._task.instance, deployment=deployment_id() or "", namespace=hook.namespace)
         try:
-            same_task = [*map(job_state, await hook.list_jobs({TASK: labels[TASK]}))]
+            same_task = [*map(hook.kind.read, await hook.list_jobs({TASK: labels[TASK]}))]
         except TrainingFailed as error:
-            self._log.warning("Failed TrainJobs of earlier tries stay, if there are any. %s", error.failure.message)
+            message = "Failed %ss of earlier tries stay, if there are any. %s"
+            self._log.warning(message, hook.kind.title, error.failure.message)
             return []
         success = next((job for job in same_task if job.uid == self.workload.uid), None)
         return leftovers(same_task, success) if success else []
@@ -285,15 +273,6 @@ class ClusterRun:
             yield
         except TrainingFailed as error:
             assert self.workload is not None
-            delete = f"kubectl --namespace {self.workload.namespace} delete trainjob {name}"
-            message = "TrainJob %s is left over: %s. Delete it before this task is cleared: %s"
-            self._log.warning(message, name, error.failure.message, delete)
-
-
-def _pods_stay(names: Sequence[str]) -> Failure:
-    return Failure(
-        failure_class="infrastructure",
-        cause="pods_stay",
-        message=f"Pods of an earlier try have not ended within {_PODS_END_SECONDS:g} s: {', '.join(names)}.",
-        cure="Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
-    )
+            delete = f"kubectl --namespace {self.workload.namespace} delete {self.workload.kind} {name}"
+            message = "%s %s is left over: %s. Delete it before this task is cleared: %s"
+            self._log.warning(message, self.workload.title, name, error.failure.message, delete)

@@ -19,14 +19,14 @@ from airflow_provider_finetune.launchers.identity import (
     job_name,
 )
 from airflow_provider_finetune.launchers.job_request import JobRequest
+from airflow_provider_finetune.launchers.kinds import POD
+from airflow_provider_finetune.launchers.kubernetes_config import json_of
 from airflow_provider_finetune.launchers.places import Places
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import given, places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config
 from airflow_provider_finetune.operators.place_rules import OUTPUTS
-
-CONFIGURED_IMAGE = "configured_image"
-"""Name of the setting ``[finetune] image`` among the arguments."""
+from airflow_provider_finetune.operators.pod_rules import CONFIGURED_IMAGE
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME = 100
@@ -131,12 +131,14 @@ def cluster_request(
     """
     config = plain_config(documented["kubernetes_config"], arguments["launcher"])
     places = places_of(documented, arguments, config)
+    further = arguments["pod_operator_arguments"] or {}
+    own_pod = arguments["launcher"] == POD.name
     return JobRequest(
         spec=cluster_spec(algorithm, documented, values, arguments, places=places, task=task),
         name=job_name(task.dag_id, task.task_id, task.ti_id),
         namespace=namespace,
-        runtime=arguments["runtime"],
-        runtime_kind=arguments["runtime_kind"],
+        runtime="" if own_pod else arguments["runtime"],
+        runtime_kind="" if own_pod else arguments["runtime_kind"],
         image=none_if_empty(arguments["image"]) or arguments.get(CONFIGURED_IMAGE),
         runner=arguments["runner"],
         labels=identity_labels(task, deployment=deployment, namespace=namespace),
@@ -153,6 +155,7 @@ def cluster_request(
         gpu_resource=arguments["gpu_resource"],
         queue_name=none_if_empty(arguments["queue_name"]),
         kubernetes_config=config,
+        pod_operator_arguments={name: json_of(value) for name, value in further.items()},
         claims={"volumes": places.volumes, "volume_mounts": places.volume_mounts},
         deadline=_deadline(arguments),
     )

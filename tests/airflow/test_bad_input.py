@@ -82,13 +82,6 @@ def test_a_wrong_value_in_partial_fails_the_task_without_a_retry(run, value):
     assert "it must be a whole number" in result.log
 
 
-def test_a_launcher_that_is_not_there_yet_says_so_and_names_those_that_are(run):
-    result = run('LoRAOperator(task_id="train", retries=2, launcher="pod", dataset="/x", pvc_path="pvc://a/b")')
-    assert (result.state, result.tasks["train"].try_number) == ("failed", 1)
-    assert "this version of the provider starts no bare pods" in result.log
-    assert "Use 'trainjob', or 'local'" in result.log
-
-
 def test_a_place_that_only_a_template_knows_is_checked_after_rendering(run):
     result = run("""LoRAOperator(task_id="train", output_model="{{ 'pvc' }}://claim/model", **LOCAL)""")
     assert result.state == "failed"

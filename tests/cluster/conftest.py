@@ -20,7 +20,7 @@ import pytest
 
 from tests.cluster import rights
 from tests.cluster.admission import probe, rule
-from tests.cluster.bed import build
+from tests.cluster.bed import build, runtime
 from tests.cluster.bed import cluster as bed
 from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
@@ -116,6 +116,12 @@ def account(cluster: Cluster, namespace: str) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def pod_account(cluster: Cluster, namespace: str) -> Path:
+    """The kubeconfig of an account that has the rights of ``docs/kubernetes/rbac-pod.yaml`` in the namespace."""
+    return rights.grant(cluster, rights.shipped(namespace, "-pods", file="rbac-pod.yaml"))
+
+
+@pytest.fixture(scope="module")
 def queue(cluster: Cluster, namespace: str) -> Iterator[str]:
     """The name of a queue that holds jobs back until somebody lets them in."""
     expression = "[JSONPatch{op: 'add', path: '/spec/suspend', value: true}]"
@@ -189,5 +195,17 @@ def cluster_task(namespace: str, account: Path, connect: Callable[..., None]) ->
 
 
 @pytest.fixture
-def constants(cluster_task: dict[str, Any]) -> dict[str, Any]:
-    return {"CLUSTER": cluster_task}
+def pod_task(
+    cluster_task: dict[str, Any], pod_account: Path, connect: Callable[..., None], train_python: Path
+) -> dict[str, Any]:
+    """The same for a task that trains in a pod of its own, which has no runtime to bring the interpreter."""
+    connect(pod_account, "pods")
+    (job,) = runtime.load(train_python)["spec"]["template"]["spec"]["replicatedJobs"]
+    template = {"spec": job["template"]["spec"]["template"]["spec"]}
+    further = {"pod_operator_arguments": {"pod_template_dict": template}}
+    return {**cluster_task, "launcher": "pod", "kubernetes_conn_id": "pods", **further}
+
+
+@pytest.fixture
+def constants(cluster_task: dict[str, Any], pod_task: dict[str, Any]) -> dict[str, Any]:
+    return {"CLUSTER": cluster_task, "POD": pod_task}

@@ -23,7 +23,11 @@ from tests.cluster.bed.runtime import load
 
 EXAMPLE = Path(__file__).parents[2] / "example_dags" / "kubernetes.py"
 
-PHASES = ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded")
+ARGUMENTS = {"trainjob": "CLUSTER", "pod": "POD"}
+PHASES = {
+    "trainjob": ("starting: TrainJob", "running on node1", "step 4/4", "; succeeded"),
+    "pod": ("starting: Pod", "running on node1", "step 4/4", "; succeeded"),
+}
 WEIGHTS = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
 
 
@@ -31,40 +35,46 @@ WEIGHTS = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
 class Case:
     """A training, and what comes of it.
 
-    * ``task``: its source in a DAG file, with the arguments ``TASK``; ``launcher``: what runs it
-    * ``model``: the kind of its model; ``says``: words of its log
+    * ``task``: its source in a DAG file, with the arguments ``TASK``
+    * ``model``: the kind of its model
+    * ``launchers``: what may run it
     """
 
     task: str
     model: str
-    launcher: str = "trainjob"
-    says: tuple[str, ...] = PHASES
+    launchers: tuple[str, ...] = ("trainjob", "pod")
 
 
 TRAININGS = {
     "lora": Case("LoRAOperator(training_lora_r=4, **TASK)", "adapter"),
     "sft": Case('FineTuneOperator(training_algorithm="SFT", **TASK)', "full"),
     "osft": Case('FineTuneOperator(training_algorithm="OSFT", training_unfreeze_rank_ratio=0.5, **TASK)', "full"),
+    "sft in two processes": Case(
+        'FineTuneOperator(training_algorithm="SFT", training_resource_num_procs_per_worker="2", **TASK)', "full"
+    ),
     "sft on two nodes": Case(
-        'FineTuneOperator(training_algorithm="SFT", training_resource_num_workers=2, **TASK)', "full"
+        'FineTuneOperator(training_algorithm="SFT", training_resource_num_workers=2, **TASK)', "full", ("trainjob",)
     ),
 }
 SMALL = {"gpus": 0, "cpu": "900m", "memory": "3Gi"}
 
 Run = Callable[..., SimpleNamespace]
 XCom = Callable[..., Any]
+Wait = Callable[..., Any]
 
 
 def jobs(cluster: Cluster, namespace: str) -> str:
-    return cluster.kubectl("get", "trainjobs", f"--namespace={namespace}", "--output=name")
+    return cluster.kubectl("get", "pods,trainjobs", f"--namespace={namespace}", "--output=name")
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    ("name", "launcher"), [(name, launcher) for name, case in TRAININGS.items() for launcher in case.launchers]
+)
 def test_a_training_ends_as_a_model_on_the_claim(
-    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, name: str
+    run: Run, xcom: XCom, cluster: Cluster, namespace: str, claim: Path, wait: Wait, name: str, launcher: str
 ) -> None:
     case = TRAININGS[name]
-    result = run(f"TASK = CLUSTER | {{'task_id': 'train', 'launcher': {case.launcher!r}}}\n{case.task}")
+    result = run(f"TASK = {ARGUMENTS[launcher]} | {{'task_id': 'train'}}\n{case.task}")
     assert result.state == "success", result.log[-4000:]
     said = xcom(result.tasks["train"])
     place = f"runs/{result.dag.dag_id}/"
@@ -73,10 +83,10 @@ def test_a_training_ends_as_a_model_on_the_claim(
     assert (model / WEIGHTS[case.model]).is_file()
     assert (claim / said["loss_chart"].removeprefix("pvc://work/")).is_file()
     assert said["metrics"]["loss"] > 0
-    assert said["job"]["launcher"] == case.launcher
-    assert [words for words in case.says if words not in result.log] == []
+    assert said["job"]["launcher"] == launcher
+    assert [words for words in PHASES[launcher] if words not in result.log] == []
     assert "finetune-progress" not in result.log
-    assert jobs(cluster, namespace) == ""
+    wait(lambda: jobs(cluster, namespace) == "", "end of all pods")
 
 
 def test_a_worker_that_waits_itself_delivers_the_same(run: Run, xcom: XCom) -> None:
@@ -86,17 +96,18 @@ def test_a_worker_that_waits_itself_delivers_the_same(run: Run, xcom: XCom) -> N
     assert xcom(result.tasks["train"])["model_uri"].startswith("pvc://work/runs/")
 
 
+@pytest.mark.parametrize("launcher", ARGUMENTS)
 def test_a_job_that_failed_stays_until_the_next_success_of_its_task(
-    cluster: Cluster, namespace: str, claim: Path, parse: Callable[..., SimpleNamespace]
+    cluster: Cluster, namespace: str, claim: Path, wait: Wait, parse: Callable[..., SimpleNamespace], launcher: str
 ) -> None:
     data = "pvc://work/{{ dag_run.conf['data'] }}"
-    dag = parse(f'LoRAOperator(task_id="train", **CLUSTER | {{"dataset": {data!r}}})').dag
+    dag = parse(f'LoRAOperator(task_id="train", **{ARGUMENTS[launcher]} | {{"dataset": {data!r}}})').dag
     assert str(dag.test(run_conf={"data": "nowhere.jsonl"}).state) == "failed"
-    (failed,) = jobs(cluster, namespace).split()
+    *_, failed = jobs(cluster, namespace).split()  # a TrainJob comes after its pod
     said = json.loads(cluster.kubectl("get", failed, f"--namespace={namespace}", "--output=json"))["metadata"]
     assert said["annotations"]["airflow-provider-finetune/delivered"] == "true"
     assert str(dag.test(run_conf={"data": "train.jsonl"}).state) == "success"
-    assert jobs(cluster, namespace) == ""
+    wait(lambda: jobs(cluster, namespace) == "", "end of all pods")
 
 
 def test_the_example_prepares_trains_and_evaluates(

@@ -60,6 +60,29 @@ def pod(
     }
 
 
+def own_pod(
+    name: str,
+    state: dict[str, Any] | None = None,
+    *conditions: dict[str, str],
+    age: float = 0,
+    phase: str = "Running",
+    gated: bool = False,
+    **container: Any,
+) -> dict[str, Any]:
+    """A pod that is a workload of its own."""
+    labels = {MANAGED_BY: DOMAIN, IDENTITY: f"i-{name}", WHOLE: "w", JOB: name}
+    shown = [{"name": "base", "state": state, **container}] if state else []
+    return {
+        "metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, "creationTimestamp": at(age)},
+        "spec": {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]} if gated else {"nodeName": "node1"},
+        "status": {
+            "phase": phase if state or phase != "Running" else "Pending",
+            "conditions": list(conditions),
+            "containerStatuses": shown,
+        },
+    }
+
+
 def running(seconds_ago: float = 0) -> dict[str, Any]:
     return {"running": {"startedAt": at(seconds_ago)}}
 
@@ -76,6 +99,10 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
 def event(kind: str, name: str, reason: str, message: str, uid: str = "", ago: float = 0) -> dict[str, Any]:
     about = {"kind": kind, "name": name, "uid": uid}
     return {"involvedObject": about, "reason": reason, "message": message, "metadata": {}, "eventTime": at(ago)}
+
+
+def _fits(labels: dict[str, str], wanted: list[tuple[str, str, str]]) -> bool:
+    return all(name in labels and (not equals or labels[name] == value) for name, equals, value in wanted)
 
 
 class FakeCluster:
@@ -177,9 +204,9 @@ class FakeCluster:
         return await self._object(request, parts) if len(parts) > 1 else self._list(request, parts[0])
 
     def _list(self, request: web.Request, kind: str) -> web.Response:
-        wanted = dict(label.split("=") for label in request.query["labelSelector"].split(","))
+        wanted = [label.partition("=") for label in request.query["labelSelector"].split(",")]
         found = [thing for name, thing in self.objects[kind].items() if name not in self.unlisted]
-        things = [thing for thing in found if wanted.items() <= thing["metadata"]["labels"].items()]
+        things = [thing for thing in found if _fits(thing["metadata"]["labels"], wanted)]
         if "continue" in request.query and self.expired:
             self.expired -= 1
             body = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}

@@ -28,7 +28,7 @@ from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import AirflowFailException, TrainingFailed
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.observed import IDENTITY
-from airflow_provider_finetune.operators import cluster_run
+from airflow_provider_finetune.operators import submission
 from tests.kubernetes.conftest import CORE, JOBS, RUNTIMES, ApiServer, status
 from tests.kubernetes.fake_cluster import condition, train_job
 
@@ -134,10 +134,11 @@ def test_a_pace_of_reads_that_is_none_is_said_before_anything_is_made(
 
 def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(api: ApiServer) -> None:
     let_submit(api)
-    api.answer(f"get {CORE}/pods", pods("Running"), pods("Failed"))
+    no_own_pod: dict[str, Any] = {"items": []}
+    api.answer(f"get {CORE}/pods", pods("Running"), no_own_pod, pods("Running"), pods("Failed"))
     with pytest.raises(TaskDeferred):
         Task().execute(context(try_number=2))
-    assert api.asked[:3] == [f"GET {JOBS}", f"GET {CORE}/pods", f"GET {CORE}/pods"]
+    assert api.asked[:5] == [f"GET {JOBS}", *[f"GET {CORE}/pods"] * 4]
     assert api.asked[-1] == f"POST {JOBS}"
     assert api.requests[1].params == api.requests[0].params  # the label of the task instance
 
@@ -152,9 +153,9 @@ def test_with_many_kept_jobs_a_next_try_is_deferred_after_five_requests(api: Api
 
 
 def test_pods_of_an_earlier_try_that_do_not_end_are_named(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_run, "_PODS_END_SECONDS", 0.1)
+    monkeypatch.setattr(submission, "_PODS_END_SECONDS", 0.1)
     let_submit(api)
-    api.answer(f"get {CORE}/pods", pods("Running"))
+    api.answer(f"get {CORE}/pods", pods("Running"), {"items": []}, pods("Running"))
     with pytest.raises(TrainingFailed, match=r"infrastructure: pods_stay\).* old-node-0-0-x"):
         Task().execute(context(try_number=2))
     assert f"POST {JOBS}" not in api.asked

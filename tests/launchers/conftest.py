@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +93,16 @@ FULL = replace(
     kubernetes_config=FULL_CONFIG,
     deadline=9120,
 )
+
+
+def stable(thing: dict[str, Any]) -> dict[str, Any]:
+    """The object without what changes with each edit of the runner."""
+    text = re.sub(r"finetune-runner-[0-9a-f]{12}", "finetune-runner-<hash>", json.dumps(thing))
+    changed: dict[str, Any] = json.loads(text)
+    trainer = changed["spec"].get("trainer", {"args": []})
+    if "--" in trainer["args"]:
+        trainer["args"][: trainer["args"].index("--")] = ["<chunk>"]
+    return changed
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from airflow_provider_finetune.launchers.trainjob import (
     Unsupported,
     render,
 )
-from tests.launchers.conftest import FULL, FULL_CONFIG, MINIMAL, OLD_CONFIG, PATCHES_CONFIG
+from tests.launchers.conftest import FULL, FULL_CONFIG, MINIMAL, OLD_CONFIG, PATCHES_CONFIG, stable
 
 NEWEST, TRAINER_2_2, TRAINER_2_1 = TrainerApi
 FULLEST = {NEWEST: FULL_CONFIG, TRAINER_2_2: PATCHES_CONFIG, TRAINER_2_1: OLD_CONFIG}
@@ -42,16 +42,6 @@ REMOTE = replace(
     },
 )
 TWO_NODES = replace(MINIMAL, spec=replace(MINIMAL.spec, algorithm="osft", nodes=2, processes_per_node=4), gpus=4)
-
-
-def stable(job: dict[str, Any]) -> dict[str, Any]:
-    """The object without what changes with each edit of the runner."""
-    text = re.sub(r"finetune-runner-[0-9a-f]{12}", "finetune-runner-<hash>", json.dumps(job))
-    changed: dict[str, Any] = json.loads(text)
-    trainer = changed["spec"]["trainer"]
-    if "--" in trainer["args"]:
-        trainer["args"][: trainer["args"].index("--")] = ["<chunk>"]
-    return changed
 
 
 def pods_of(job: dict[str, Any]) -> dict[str, Any]:

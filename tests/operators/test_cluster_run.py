@@ -23,6 +23,10 @@ REMOTE: dict[str, Any] = {"pvc_path": None, "output_model": "s3://bucket/model"}
 WORKLOAD = {"kind": "trainjob", "conn_id": "c", "namespace": "team-a", "name": "train-1", "uid": "u"}
 
 
+NO_PODS: Any = None
+"""Nothing is submitted here."""
+
+
 def run_of(workload: dict[str, str] | None = None, **given: Any) -> ClusterRun:
     documented, values, arguments, problems = checked(**given)
     assert not problems
@@ -34,7 +38,7 @@ def run_of(workload: dict[str, str] | None = None, **given: Any) -> ClusterRun:
         values=values,
         arguments=arguments,
     )
-    return ClusterRun(task, logging.getLogger(), {**WORKLOAD, **(workload or {})})
+    return ClusterRun(task, logging.getLogger(), {**WORKLOAD, **(workload or {})}, pods=NO_PODS)
 
 
 def failed(cause: str, message: str, cure: str = "", work_dir: str = "/mnt/training/runs/1") -> Outcome:
