@@ -97,8 +97,9 @@ class FineTuneOperator(TrainingOperator):
         Locally: no effect (templated).
     :param training_resource_num_procs_per_worker: training processes of a worker: ``"auto"`` for one a GPU, or a number
         up to that of its GPUs. OSFT on a CPU: one (templated).
-    :param training_resource_num_workers: number of workers (pods). Several need a ``ReadWriteMany`` claim, and are an
-        error with LoRA, which has not been seen on several yet. Locally: no effect (templated).
+    :param training_resource_num_workers: number of workers (pods). Several need a ``ReadWriteMany`` claim and
+        ``launcher="trainjob"``, and are an error with LoRA, which has not been seen on several yet. Locally: no effect
+        (templated).
     :param training_metadata_labels: labels of the pods, as ``key=value,key=value`` or a dict. Locally: no effect
         (templated).
     :param training_metadata_annotations: annotations of the pods, as ``key=value,key=value`` or a dict. Locally: no
@@ -136,7 +137,7 @@ class FineTuneOperator(TrainingOperator):
         ``service_account_name``, ``security_context``, ``container_security_context``, ``image_pull_secrets``,
         ``priority_class_name``, ``scheduler_name``, ``termination_grace_period_seconds``; values as Kubernetes JSON or
         models of ``kubernetes.client``, in which nothing is rendered. Another key is an error, and so is what
-        no TrainJob can carry (``env_from``, ``priority_class_name``, ``scheduler_name``): the runtime has it.
+        no TrainJob can carry (``env_from``, ``priority_class_name``, ``scheduler_name``): its runtime has it.
         ``None``: nothing. Locally: no effect (templated).
     """
 

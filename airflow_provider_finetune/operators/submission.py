@@ -91,7 +91,7 @@ class Submission:
         await self._delete(hook, found.delete)
         if found.follow or not (found.delete or self._task.instance.try_number > 1):
             return
-        # The work directory is theirs too. A pod outlives its job by its grace period, and a TrainJob may have none yet.
+        # The work directory is theirs too. A pod outlives its job for its grace period; a TrainJob may have none yet.
         same_task = {IDENTITY: self._identity}
         if hook.kind is POD or await hook.pods_that_stay(same_task, timeout=0):
             await self._delete(*await self._of_other_launchers(hook))

@@ -1,7 +1,8 @@
 """What each version of the Trainer says of the objects that are rendered.
 
 Aspects: it takes its own form with all that the table of keys says, strictly checked, and nothing more; the others'
-forms are refused; the Trainer's own webhooks take it as well; which form a cluster takes is found out on the way.
+forms are refused; the Trainer's own webhooks take it as well; which form a cluster takes is found out on the way; a pod
+of its own is taken too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 
 from airflow_provider_finetune.cluster import hook as hook_module
 from airflow_provider_finetune.cluster.hook import TrainingHook
+from airflow_provider_finetune.launchers import pod
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.observed import IDENTITY
@@ -108,6 +110,15 @@ def test_a_submission_finds_the_form_by_itself_within_five_requests(
     assert asked.total() <= 5, asked
     rendered = render(request, form)["spec"]
     assert {name: made["spec"][name] for name in rendered} == rendered
+
+
+def test_the_api_server_takes_a_pod_of_its_own(cluster: Cluster, namespace: str):
+    further = {"env_from": [{"configMapRef": {"name": "settings"}}], "scheduler_name": "volcano"}
+    config = {**FULL_CONFIG, **further, "service_account_name": "airflow"}
+    own: dict[str, Any] = {"runtime": "", "runtime_kind": "", "image": "registry.example/training-hub:1"}
+    request = replace(FULL, namespace=namespace, kubernetes_config=config, **own)
+    strict = ("create", "--dry-run=server", "--validate=strict", "--filename=-")
+    assert "created (server dry run)" in cluster.kubectl(*strict, stdin=json.dumps(pod.render(request)))
 
 
 def with_key(job: dict[str, Any], key: str) -> dict[str, Any]:

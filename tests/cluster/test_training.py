@@ -7,7 +7,8 @@ several nodes; a worker that waits itself; the example DAG with its claim, whose
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.runtime import load
 
-EXAMPLE = Path(__file__).parents[2] / "example_dags" / "kubernetes.py"
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 ARGUMENTS = {"trainjob": "CLUSTER", "pod": "POD"}
 PHASES = {
@@ -110,30 +111,57 @@ def test_a_job_that_failed_stays_until_the_next_success_of_its_task(
     wait(lambda: jobs(cluster, namespace) == "", "end of all pods")
 
 
-def test_the_example_prepares_trains_and_evaluates(
+@pytest.fixture
+def example(
     cluster: Cluster,
     namespace: str,
-    account: Path,
     train_python: Path,
     model_to: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
     run_file: Callable[..., SimpleNamespace],
-) -> None:
-    cluster.apply(*rights.shipped(namespace, file="pods.yaml"))
+) -> Iterator[Callable[[str, Path], SimpleNamespace]]:
+    """Run an example DAG with the account of a kubeconfig, and the claim that is shipped."""
     volume, _ = claim_objects(cluster, namespace, "training", "ReadWriteMany")
     claim = yaml.safe_load((rights.SHIPPED / "claim.yaml").read_text(encoding="utf-8"))
     claim["metadata"]["namespace"] = namespace
     volume["spec"]["capacity"] = claim["spec"]["resources"]["requests"]
     cluster.apply(volume, claim)
-    model_to(cluster.work_dir / namespace / "training" / "tiny")
-    connection = {"kube_config_path": str(account), "namespace": namespace}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": connection}))
+    folder = cluster.work_dir / namespace / "training"
+    model_to(folder / "tiny")
     # A pod of the example has no image here: as in the runtime of the tests it sees the machine's own Python.
     pod = load(train_python)["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     monkeypatch.setattr("airflow.providers.cncf.kubernetes.operators.pod.pod_mutation_hook", machine_python(pod))
-    result = run_file(EXAMPLE, run_conf={**SMALL, "base_model": "pvc://training/tiny"})
+
+    def run_example(name: str, account: Path) -> SimpleNamespace:
+        extra = {"kube_config_path": str(account), "namespace": namespace}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+        return run_file(EXAMPLES / f"{name}.py", run_conf={**SMALL, "base_model": "pvc://training/tiny"})
+
+    yield run_example
+    cluster.kubectl("delete", f"--namespace={namespace}", "--wait=false", "persistentvolumeclaim/training")
+    cluster.kubectl("delete", "--wait=false", f"persistentvolume/{volume['metadata']['name']}")
+    shutil.rmtree(folder)
+
+
+def test_the_example_prepares_trains_and_evaluates(
+    cluster: Cluster, namespace: str, account: Path, example: Callable[[str, Path], SimpleNamespace]
+) -> None:
+    cluster.apply(*rights.shipped(namespace, file="pods.yaml"))
+    result = example("kubernetes", account)
     assert result.state == "success", result.log[-6000:]
     assert "answer: " in result.log
+
+
+def test_the_example_of_one_pod_trains(
+    cluster: Cluster,
+    namespace: str,
+    claim: Path,
+    pod_account: Path,
+    example: Callable[[str, Path], SimpleNamespace],
+) -> None:
+    shutil.copy(claim / "train.jsonl", cluster.work_dir / namespace / "training" / "train.jsonl")
+    result = example("one_pod", pod_account)
+    assert result.state == "success", result.log[-6000:]
 
 
 def machine_python(template: dict[str, Any]) -> Callable[[Any], None]:
