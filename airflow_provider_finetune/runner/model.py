@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,10 +246,26 @@ def _in_directory(path: Path, name: str, reference: str) -> BaseModel:
     there = _sizes_in(path)
     _ensure_config(there, name)
     weights = _weights(path, there, name)
+    _ensure_readable(
+        [path / file for file in (*weights, *(file for file in there if _is_small(file, trust_remote_code=False)))],
+        name,
+    )
     for file, size in weights.items():
         if size < 1_000 and (path / file).read_bytes().startswith(b"version https://git-lfs"):
             raise _incomplete(name, f"holds a pointer of Git LFS in place of the weights in {file}: run git lfs pull")
     return BaseModel(name, str(path), reference, None, sum(weights.values()), fetched=True)
+
+
+def _ensure_readable(files: Iterable[Path], model: str) -> None:
+    for file in files:
+        try:
+            file.open("rb").close()
+        except PermissionError as error:
+            raise UserError(
+                "model_unreadable",
+                f"{_ARGUMENT}: {file.name} of {model} cannot be read by user {os.geteuid()}, who runs the training",
+                f"Let that user read it, e.g. chmod -R a+rX {file.parent}",
+            ) from error
 
 
 def _sizes_in(directory: Path) -> dict[str, int]:

@@ -7,7 +7,9 @@ tokenizer that cannot be trained. The hub has tests of its own, and so has the O
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,23 @@ def test_a_store_is_not_asked_for_a_model_that_an_adapter_could_not_name(
     with pytest.raises(UserError, match="may follow in the place of a model") as caught:
         model.fetch_weights(locate(f"{s3.url}/models/base{mark}2"), said.append)
     assert caught.value.failure.cause == "unsupported_uri"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a moment")
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_the_training_may_not_read_is_named(
+    locate: Callable[..., BaseModel], tiny_model: Path, name: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(shutil.copytree(tiny_model, Path(folder) / "model"))
+        for path in (Path(folder), directory, *directory.iterdir()):
+            path.chmod(0o755)
+        (directory / name).chmod(0o600)
+        os.seteuid(1001)
+        try:
+            with pytest.raises(UserError, match=f"{name} of .* cannot be read by user 1001") as error:
+                locate(directory)
+        finally:
+            os.seteuid(0)
+        assert error.value.failure.cause == "model_unreadable"
+        assert "chmod" in error.value.failure.cure
