@@ -161,6 +161,8 @@ def model_to(train_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def put(target: Path) -> None:
         shutil.copytree(model, target)
+        for file in target.iterdir():
+            file.chmod(0o644)  # pods that are not root read it too
 
     return put
 

@@ -278,7 +278,8 @@ def test_a_restricted_pod_trains(
     run: Run, xcom: Callable[..., Any], claim: Path, account: Path, pod_account: Path, launcher: str
 ) -> None:
     name = {"trainjob": "CLUSTER", "pod": "POD"}[launcher]
-    more = {"task_id": "train", "kubernetes_config": documented("RESTRICTED")}
+    # The folder of the other tests is root's, and fsGroup changes nothing in a folder of the node.
+    more = {"task_id": "train", "kubernetes_config": documented("RESTRICTED"), "pvc_path": f"pvc://work/{launcher}"}
     result = run(f"LoRAOperator(**{name} | {more!r})")
     assert result.state == "success", result.log[-6000:]
     model = claim / xcom(result.tasks["train"])["model_uri"].removeprefix("pvc://work/")
