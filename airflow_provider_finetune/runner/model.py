@@ -246,10 +246,8 @@ def _in_directory(path: Path, name: str, reference: str) -> BaseModel:
     there = _sizes_in(path)
     _ensure_config(there, name)
     weights = _weights(path, there, name)
-    _ensure_readable(
-        [path / file for file in (*weights, *(file for file in there if _is_small(file, trust_remote_code=False)))],
-        name,
-    )
+    small = [file for file in there if _is_small(file, trust_remote_code=False)]
+    _ensure_readable([path / file for file in (*weights, *small)], name)
     for file, size in weights.items():
         if size < 1_000 and (path / file).read_bytes().startswith(b"version https://git-lfs"):
             raise _incomplete(name, f"holds a pointer of Git LFS in place of the weights in {file}: run git lfs pull")
