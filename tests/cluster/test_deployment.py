@@ -13,7 +13,6 @@ Worker and triggerer log in as accounts of their own, each with its role of ``do
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ import pytest
 from tests.cluster import rights
 from tests.cluster.airflow_deployment import AirflowDeployment
 from tests.cluster.bed.cluster import Cluster
+from tests.cluster.observer import Observer
 
-OURS = "airflow-provider-finetune"
 QUEUED, RUNNING = "queued: the queue holds", "running on"
 WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-both"
 
@@ -77,53 +76,6 @@ with DAG("sweep", schedule=None):
     sweep = LoRAOperator.partial(task_id="train", output_model="pvc://work/sweep", **TASK)
     sweep.expand(training_learning_rate=[1e-4, 2e-4, 4e-4])
 '''
-
-
-class Observer:
-    """What an administrator sees of a namespace."""
-
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self.cluster, self.namespace = cluster, namespace
-
-    def get(self, kind: str, *arguments: str) -> list[dict[str, Any]]:
-        answer = self.cluster.kubectl("get", kind, f"--namespace={self.namespace}", "--output=json", *arguments)
-        items: list[dict[str, Any]] = json.loads(answer)["items"]
-        return items
-
-    def jobs(self, run_id: str) -> list[str]:
-        """The names of the TrainJobs of a run."""
-        found = [job["metadata"] for job in self.get("trainjobs")]
-        return [job["name"] for job in found if job["annotations"][f"{OURS}/run_id"] == run_id]
-
-    def pods(self, *jobs: str, phase: str | None = None) -> list[str]:
-        """The names of the pods of some TrainJobs, whether these are still there or not."""
-        found = self.get("pods", f"--selector=jobset.sigs.k8s.io/jobset-name in ({', '.join(jobs)})")
-        return [pod["metadata"]["name"] for pod in found if phase in (None, pod["status"]["phase"])]
-
-    def is_complete(self, job: str) -> bool:
-        (found,) = self.get("trainjobs", f"--field-selector=metadata.name={job}")
-        return "Complete" in [condition["type"] for condition in found.get("status", {}).get("conditions", [])]
-
-    def counter(self, name: str, **labels: str) -> int:
-        """The sum of a counter of the API server, of those entries that have these labels."""
-        entries = re.findall(rf"^{name}\{{(.*)\}} (\S+)$", self.cluster.kubectl("get", "--raw=/metrics"), re.MULTILINE)
-        wanted = {f'{label}="{value}"' for label, value in labels.items()}
-        return round(sum(float(value) for found, value in entries if wanted <= set(found.split(","))))
-
-    def watches(self) -> tuple[int, int]:
-        """How many watches there are on the jobs and on the pods of any one namespace."""
-        name, common = "apiserver_longrunning_requests", {"verb": "WATCH", "scope": "namespace"}
-        return self.counter(name, resource="trainjobs", **common), self.counter(name, resource="pods", **common)
-
-    def requests(self, account: str) -> int:
-        """How many requests an account has made."""
-        flow = f"{account}-{self.namespace}"
-        return self.counter("apiserver_flowcontrol_dispatched_requests_total", flow_schema=flow)
-
-    def let_go(self, job: str) -> None:
-        """Admit a job, as its queue does."""
-        merge = ("--type=merge", '--patch={"spec": {"suspend": false}}')
-        self.cluster.kubectl("patch", "trainjob", job, f"--namespace={self.namespace}", *merge)
 
 
 @pytest.fixture(scope="module")
