@@ -153,7 +153,8 @@ def job_state(job: Mapping[str, Any]) -> JobState:
         name=metadata["name"],
         uid=metadata["uid"],
         created=created,
-        identity=labels.get(IDENTITY, ""),
+        # A label is easily copied: what lacks the annotation is somebody else's, neither to be followed nor deleted.
+        identity=labels.get(IDENTITY, "") if TRY_NUMBER in annotations else "",
         whole=labels.get(WHOLE, ""),
         try_number=int(annotations.get(TRY_NUMBER) or 0),
         delivered=DELIVERED in annotations,

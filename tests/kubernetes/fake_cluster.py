@@ -13,7 +13,16 @@ from typing import Any
 
 from aiohttp import web
 
-from airflow_provider_finetune.launchers.observed import DOMAIN, IDENTITY, JOB, MANAGED_BY, RANK, RUNS_ONCE, WHOLE
+from airflow_provider_finetune.launchers.observed import (
+    DOMAIN,
+    IDENTITY,
+    JOB,
+    MANAGED_BY,
+    RANK,
+    RUNS_ONCE,
+    TRY_NUMBER,
+    WHOLE,
+)
 
 NAMESPACE = "ml"
 _KINDS = ("trainjobs", "pods")
@@ -32,7 +41,8 @@ def train_job(
     name: str, *conditions: dict[str, str], age: float = 0, suspend: bool = False, **status: Any
 ) -> dict[str, Any]:
     labels = {MANAGED_BY: DOMAIN, IDENTITY: f"i-{name}", WHOLE: "w"}
-    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": {RUNS_ONCE: "true"}}
+    annotations = {RUNS_ONCE: "true", TRY_NUMBER: "1"}
+    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": annotations}
     return {
         "metadata": {**metadata, "creationTimestamp": at(age)},
         "spec": {"suspend": suspend},
