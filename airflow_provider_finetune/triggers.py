@@ -145,7 +145,7 @@ class TrainingTrigger(BaseTrigger):
             self.log.error("TrainJob %s could not be deleted and may train on. %s", self._name(), error)
             return
         if stay:
-            self.log.warning("TrainJob %s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
+            self.log.warning("TrainJob %s is deleted, and has pods that have not ended: %s", self._name(), ", ".join(stay))
 
     def _unknown(self, why: Failure) -> Failure:
         """Return why the task waits no longer; another try can go on with the job, whatever the reason."""

@@ -17,6 +17,7 @@ from airflow_provider_finetune.cluster.cache import Outage
 from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.cluster.logs import shared_budget
+from airflow_provider_finetune.cluster.nodes import LostNodes
 from airflow_provider_finetune.cluster.relay import LogRelay
 from airflow_provider_finetune.cluster.watch import Follower, SharedWatch, following
 from airflow_provider_finetune.cluster.why import SLOW_SECONDS, WhyWaiting
@@ -83,6 +84,7 @@ class Following:
         self._relay: LogRelay | None = None
         self._reading: asyncio.Task[None] | None = None
         self._why: WhyWaiting
+        self._lost = LostNodes(log)
 
     async def result(self) -> dict[str, Any]:
         """Return what a trigger's event carries, of JSON values only.
@@ -144,6 +146,7 @@ class Following:
                 if phase.final:
                     return await self._ended(phase, job)
                 self._enter(phase, job, pods)
+                self._lost.look(pods)
                 failure = await self._must_end(phase, job, pods)
                 if failure is None:
                     pause = self._pause(phase, job, pods)
