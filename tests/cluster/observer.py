@@ -32,6 +32,11 @@ class Observer:
         found = self.get("pods", f"--selector={OURS}/job in ({', '.join(jobs)})")
         return [pod["metadata"]["name"] for pod in found if phase in (None, pod["status"]["phase"])]
 
+    def deleting(self, pod: str) -> bool:
+        """Whether a pod is there and to be ended."""
+        found = self.get("pods", f"--field-selector=metadata.name={pod}")
+        return bool(found) and "deletionTimestamp" in found[0]["metadata"]
+
     def is_complete(self, job: str) -> bool:
         (found,) = self.get("trainjobs", f"--field-selector=metadata.name={job}")
         return "Complete" in [condition["type"] for condition in found.get("status", {}).get("conditions", [])]
