@@ -39,6 +39,7 @@ class TrainingTrigger(BaseTrigger):
     :param nodes: how many pods train together.
     :param identity: value of the job's identity label, by which an older job is found after a restart.
     :param whole: value of the label for all that was asked for.
+    :param deadline: when the task's ``execution_timeout`` is over, in POSIX seconds; ``None`` without one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TrainingTrigger(BaseTrigger):
         nodes: int = 1,
         identity: str = "",
         whole: str = "",
+        deadline: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.workload = dict(workload)
@@ -60,12 +62,13 @@ class TrainingTrigger(BaseTrigger):
         self.nodes = nodes
         self.identity = identity
         self.whole = whole
+        self.deadline = deadline
         self._following: Following | None = None
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, which are JSON values and hold no credentials."""
-        names = ("workload", "clocks", "progress_interval", "fail_fast", "nodes", "identity", "whole")
+        names = ("workload", "clocks", "progress_interval", "fail_fast", "nodes", "identity", "whole", "deadline")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -77,6 +80,7 @@ class TrainingTrigger(BaseTrigger):
             progress_interval=self.progress_interval,
             fail_fast=self.fail_fast,
             nodes=self.nodes,
+            deadline=self.deadline,
         )
         self._following = follow.Following(
             follow.Workload(**self.workload), terms, self.log, identity=(self.identity, self.whole)
@@ -137,7 +141,7 @@ class TrainingTrigger(BaseTrigger):
         from airflow_provider_finetune.cluster.hook import TrainingHook
 
         workload = self._current()
-        self.log.info("Deleting TrainJob %s, as the task was ended by a user", self._name())
+        self.log.info("Deleting %s, as the task was ended by a user", self._name())
         try:
             kind = KINDS[workload["kind"]]
             async with TrainingHook(workload["conn_id"], workload["namespace"], kind=kind) as hook:
@@ -147,7 +151,8 @@ class TrainingTrigger(BaseTrigger):
             self.log.error("%s could not be deleted and may train on. %s", self._name(), error)
             return
         if stay:
-            self.log.warning("%s is deleted, and its pods still end: %s", self._name(), ", ".join(stay))
+            left = ", ".join(stay)
+            self.log.warning("%s is deleted, and has pods that have not ended: %s", self._name(), left)
 
     def _unknown(self, why: Failure) -> Failure:
         """Return why the task waits no longer; another try can go on with the job, whatever the reason."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from airflow_provider_finetune.cluster.cache import Outage
 from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, deleted, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.cluster.logs import shared_budget
+from airflow_provider_finetune.cluster.nodes import LostNodes
 from airflow_provider_finetune.cluster.relay import LogRelay
 from airflow_provider_finetune.cluster.watch import Follower, SharedWatch, following
 from airflow_provider_finetune.cluster.why import SLOW_SECONDS, WhyWaiting
@@ -42,6 +44,13 @@ _UNKNOWN_SECONDS = 5.0
 _EVIDENCE_SECONDS = 5.0
 """How long the end of a pod may come after that of its job: they are watched apart."""
 
+_TIMED_OUT = Failure(
+    failure_class="resources",
+    cause="execution_timeout",
+    message="The training was ended, as the task has lasted longer than its execution_timeout",
+    cure="Raise execution_timeout, which also counts the wait in a queue; a retry goes on from the last checkpoint",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -51,12 +60,19 @@ class Terms:
     * ``progress_interval``: seconds between two looks into its log
     * ``fail_fast``: a start that only the DAG author can mend is ended at once
     * ``nodes``: how many pods train together
+    * ``deadline``: when the task's ``execution_timeout`` is over, in POSIX seconds; ``None`` without one
     """
 
     limits: Mapping[str, float | None]
     progress_interval: float = 30.0
     fail_fast: bool = True
     nodes: int = 1
+    deadline: float | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return math.inf if self.deadline is None else self.deadline - time.time()
 
 
 class Following:
@@ -83,6 +99,7 @@ class Following:
         self._relay: LogRelay | None = None
         self._reading: asyncio.Task[None] | None = None
         self._why: WhyWaiting
+        self._lost = LostNodes(log)
 
     async def result(self) -> dict[str, Any]:
         """Return what a trigger's event carries, of JSON values only.
@@ -146,6 +163,7 @@ class Following:
                 if phase.final:
                     return await self._ended(phase, job)
                 self._enter(phase, job, pods)
+                self._lost.look(pods)
                 failure = await self._must_end(phase, job, pods)
                 if failure is None:
                     pause = self._pause(phase, job, pods)
@@ -219,6 +237,8 @@ class Following:
         else:
             await self._stop_reading()
             self._why.look(phase, job, pods)
+        if self._terms.left <= 0:
+            return _TIMED_OUT
         if self._terms.fail_fast and (hopeless := self._why.hopeless()):
             return hopeless
         clock = running_clock(self._terms.limits, phase, job, pods)
@@ -254,7 +274,7 @@ class Following:
         left = clock.left(_now()) if clock else _LOOK_SECONDS
         soon = 1.0 if self._why.stuck and self._why.stuck.hopeless else _LOOK_SECONDS
         until_slow = SLOW_SECONDS - (time.monotonic() - self._phase_seen) if phase is not Phase.RUNNING else soon
-        return max(0.5, min(left, soon, until_slow if until_slow > 0 else soon))
+        return max(0.5, min(left, soon, self._terms.left, until_slow if until_slow > 0 else soon))
 
     async def _ended(self, phase: Phase, job: JobState) -> dict[str, Any]:
         """Read the last lines, see what the pods have left, and return what came of it."""

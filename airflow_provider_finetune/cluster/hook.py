@@ -17,7 +17,7 @@ from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
 from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
 from airflow_provider_finetune.launchers.kinds import KINDS, TRAINJOB, Kind
-from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY
+from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY, is_silent
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
 
@@ -255,7 +255,7 @@ class TrainingHook:
         return await self._items("pods", {"labelSelector": _selector(selector)})
 
     async def pods_that_stay(self, selector: Mapping[str, str], timeout: float) -> list[str]:
-        """Wait until no pod with these labels can write any more, and return the names of those that still can.
+        """Wait until no pod with these labels can write any more, and return which still may, each in words.
 
         This is what the API knows: on a node that is cut off from it a program may go on.
 
@@ -264,7 +264,7 @@ class TrainingHook:
         """
         end = asyncio.get_running_loop().time() + timeout
         pause, longest = _PODS_POLL_SECONDS
-        while stay := [pod["metadata"]["name"] for pod in await self.pods(selector) if _can_write(pod)]:
+        while stay := [_named(pod) for pod in await self.pods(selector) if _can_write(pod)]:
             left = end - asyncio.get_running_loop().time()
             if left <= 0:
                 break
@@ -405,6 +405,11 @@ def _forms(conn_id: str) -> list[TrainerApi]:
 
 def _can_write(pod: Mapping[str, Any]) -> bool:
     return (pod.get("status") or {}).get("phase") not in _ENDED
+
+
+def _named(pod: Mapping[str, Any]) -> str:
+    name: str = pod["metadata"]["name"]
+    return f"{name} (its node {pod['spec']['nodeName']} does not answer)" if is_silent(pod) else name
 
 
 def _selector(labels: Mapping[str, str | None]) -> str:

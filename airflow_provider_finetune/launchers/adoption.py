@@ -26,6 +26,7 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     An active one of the same request is followed, of several the oldest; one that has succeeded and that nobody has
     collected is collected; all other active ones are deleted. A cleared task trains anew: what is delivered is not
     taken again, and what an earlier try trains is not followed, as the trigger that waited for it is about to end it.
+    A task that is tried again without that has not come to its end: what it has delivered is delivered again.
     A failed one is no obstacle.
 
     :param existing: workloads found by label; those of another identity are left alone.
@@ -36,7 +37,8 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     ours = sorted((job for job in existing if job.identity == identity), key=_age)
     active = [job for job in ours if job.active]
     same = [job for job in active if job.whole == whole and job.try_number >= first_try]
-    done = [job for job in ours if job.condition == "Complete" and job.whole == whole and _is_open(job)]
+    done = [job for job in ours if job.condition == "Complete" and job.whole == whole and not job.deleting]
+    done = [job for job in done if not job.delivered or job.try_number >= first_try]
     follow = next(iter([*same, *reversed(done)]), None)
     return Adoption(follow, tuple(job for job in active if job is not follow))
 
@@ -57,10 +59,6 @@ def leftovers(existing: Iterable[JobState], success: JobState) -> list[JobState]
         and _age(job) < _age(success)
         and (job.identity == success.identity or (job.condition == "Failed" and job.delivered))
     ]
-
-
-def _is_open(job: JobState) -> bool:
-    return not job.delivered and not job.deleting
 
 
 def _age(job: JobState) -> tuple[object, ...]:

@@ -109,6 +109,7 @@ class PodState:
     * ``fault``: reason and text where it failed by something else than its program: its node, or an init container
     * ``restarts``: how often it was started again
     * ``disruption``: reason and text of ``DisruptionTarget``, e.g. of an eviction
+    * ``silent``: its node does not answer, so that nobody knows whether it runs
     * ``deleting``: it is being ended; ``gone``: it is no longer there, and this is the last that was seen of it
     * ``workload``: what it says as a workload of its own, ``None`` for a pod of a TrainJob
     """
@@ -129,6 +130,7 @@ class PodState:
     fault: tuple[str, str] | None = None
     restarts: int = 0
     disruption: tuple[str, str] | None = None
+    silent: bool = False
     deleting: bool = False
     gone: bool = False
     workload: JobState | None = None
@@ -177,7 +179,8 @@ def marks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     return {
-        "identity": labels.get(IDENTITY, ""),
+        # A label is easily copied: what lacks the annotation is somebody else's, neither to be followed nor deleted.
+        "identity": labels.get(IDENTITY, "") if TRY_NUMBER in annotations else "",
         "whole": labels.get(WHOLE, ""),
         "try_number": int(annotations.get(TRY_NUMBER) or 0),
         "delivered": DELIVERED in annotations,
@@ -228,8 +231,23 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
         fault=_fault(status) if status.get("phase") == "Failed" and not ended else None,
         restarts=int(ours.get("restartCount") or 0),
         disruption=_why(disruption) if disruption.get("status") == "True" else None,
+        silent=is_silent(pod),
         deleting="deletionTimestamp" in metadata,
     )
+
+
+def is_silent(pod: Mapping[str, Any]) -> bool:
+    """Return whether the node of a pod does not answer, so that nobody knows whether the pod runs.
+
+    Then the cluster calls the pod not ready; its node would give a reason for that, and say so of a container as well.
+
+    :param pod: the object as the API gives it.
+    """
+    status = pod.get("status") or {}
+    ready = {condition["type"]: condition for condition in status.get("conditions") or ()}.get("Ready", {})
+    containers = status.get("containerStatuses") or ()
+    called_so = ready.get("status") == "False" and not ready.get("reason")
+    return called_so and bool(containers) and all(container.get("ready") for container in containers)
 
 
 def _waiting(

@@ -315,9 +315,15 @@ class TrainingOperator(BaseOperator):
     def _wait(self, run: ClusterRun, context: Context) -> dict[str, Any]:
         """Defer until the workload has ended, or wait for it here."""
         if switched_on("deferrable", default=True) if self.deferrable is None else self.deferrable:
-            self.defer(trigger=run.trigger(), method_name="execute_complete")
+            self.defer(trigger=run.trigger(self._deadline(context)), method_name="execute_complete")
         self.log.info("This task holds its worker slot until the training ends (deferrable=False)")
         return self.execute_complete(context, run.wait())
+
+    def _deadline(self, context: Context) -> float | None:
+        """Return when ``execution_timeout`` is over, which Airflow 3 does not look at while a task is deferred."""
+        if self.execution_timeout is None:
+            return None
+        return (context["ti"].start_date + self.execution_timeout).timestamp()
 
     def _finish(
         self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None, *, stays: bool = False

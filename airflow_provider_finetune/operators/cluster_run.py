@@ -122,8 +122,11 @@ class ClusterRun:
             failure = replace(failure, cure="A retry trains anew: without pvc_path no outcome outlives the pod")
         return replace(outcome, failure=failure, work_dir=None)
 
-    def trigger(self) -> TrainingTrigger:
-        """Return what waits for the workload."""
+    def trigger(self, deadline: float | None = None) -> TrainingTrigger:
+        """Return what waits for the workload.
+
+        :param deadline: when the task's ``execution_timeout`` is over, in POSIX seconds.
+        """
         assert self.workload is not None
         assert self._request is not None
         arguments = self._task.arguments
@@ -136,6 +139,7 @@ class ClusterRun:
             nodes=self._request.spec.nodes,
             identity=self._request.labels[IDENTITY],
             whole=self._request.whole,
+            deadline=deadline,
         )
 
     def wait(self) -> dict[str, Any]:

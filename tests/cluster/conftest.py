@@ -25,6 +25,7 @@ from tests.cluster.bed import cluster as bed
 from tests.cluster.bed.claims import claim_objects
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.bed.trainer_api import TrainerAPI, started
+from tests.cluster.observer import Observer
 from tests.dag_runs import airflow_database, parse, run, run_file, xcom
 
 __all__ = ["airflow_database", "parse", "run", "run_file", "xcom"]
@@ -82,6 +83,12 @@ def end_jobs(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("delete", "trainjobs", "--all", f"--namespace={namespace}", "--cascade=background")
     pods = ("delete", "pods", "--all", f"--namespace={namespace}", "--grace-period=1", "--timeout=60s")
     cluster.kubectl(*pods)
+
+
+@pytest.fixture
+def observed(cluster: Cluster, namespace: str) -> Observer:
+    """The namespace as an administrator sees it."""
+    return Observer(cluster, namespace)
 
 
 @pytest.fixture

@@ -13,7 +13,16 @@ from typing import Any
 
 from aiohttp import web
 
-from airflow_provider_finetune.launchers.observed import DOMAIN, IDENTITY, JOB, MANAGED_BY, RANK, RUNS_ONCE, WHOLE
+from airflow_provider_finetune.launchers.observed import (
+    DOMAIN,
+    IDENTITY,
+    JOB,
+    MANAGED_BY,
+    RANK,
+    RUNS_ONCE,
+    TRY_NUMBER,
+    WHOLE,
+)
 
 NAMESPACE = "ml"
 _KINDS = ("trainjobs", "pods")
@@ -32,7 +41,8 @@ def train_job(
     name: str, *conditions: dict[str, str], age: float = 0, suspend: bool = False, **status: Any
 ) -> dict[str, Any]:
     labels = {MANAGED_BY: DOMAIN, IDENTITY: f"i-{name}", WHOLE: "w"}
-    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": {RUNS_ONCE: "true"}}
+    annotations = {RUNS_ONCE: "true", TRY_NUMBER: "1"}
+    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": annotations}
     return {
         "metadata": {**metadata, "creationTimestamp": at(age)},
         "spec": {"suspend": suspend},
@@ -72,8 +82,9 @@ def own_pod(
     """A pod that is a workload of its own."""
     labels = {MANAGED_BY: DOMAIN, IDENTITY: f"i-{name}", WHOLE: "w", JOB: name}
     shown = [{"name": "base", "state": state, **container}] if state else []
+    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": {TRY_NUMBER: "1"}}
     return {
-        "metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, "creationTimestamp": at(age)},
+        "metadata": {**metadata, "creationTimestamp": at(age)},
         "spec": {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]} if gated else {"nodeName": "node1"},
         "status": {
             "phase": phase if state or phase != "Running" else "Pending",

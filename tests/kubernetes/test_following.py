@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -325,6 +326,20 @@ def test_a_clock_that_runs_out_deletes_the_job_and_says_what_it_waited_for(
         assert f"{clock}=60 s" in failure["message"]
         assert words in failure["message"]
         assert clock in failure["cure"]
+        assert cluster.count("DELETE trainjobs/a") == 1
+
+    in_cluster(monkeypatch, story)
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_an_execution_timeout_that_is_over_while_a_task_is_deferred_deletes_the_job(
+    monkeypatch: Any, told: Any, suspend: bool
+) -> None:
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a", suspend=suspend))
+        payload = await event_of(trigger_of("a", deadline=time.time() + 1))
+        assert (payload["outcome"]["failure"]["cause"], payload["gone"]) == ("execution_timeout", True)
+        assert told()[-1].endswith("; TrainJob a is deleted")
         assert cluster.count("DELETE trainjobs/a") == 1
 
     in_cluster(monkeypatch, story)
