@@ -132,6 +132,7 @@ _RESOURCES = {
     "out_of_memory": "training_resource_memory_per_worker",
     "shared_memory_full": "kubernetes_config",
     "training_timeout": "training_timeout",
+    "execution_timeout": "",
     # room in the cluster
     "no_fitting_node": "kubernetes_config",
     "no_free_cpu": "training_resource_cpu_per_worker",
