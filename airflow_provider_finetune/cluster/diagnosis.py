@@ -1,151 +1,24 @@
-"""Why a training does not start, and what came of one that has ended, from jobs, pods and events. Pure."""
+"""What came of a training that has ended, and where it was seen to fail, from its job and its pods. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from airflow_provider_finetune.cluster.causes import NO_POD_RULES, POD_RULES, Rule
+from airflow_provider_finetune.cluster.ends import DISRUPTION_RULES, NODE_LOST, RETRY
+from airflow_provider_finetune.cluster.waiting import Stuck, shortened
+from airflow_provider_finetune.contract.causes import failure_of
 from airflow_provider_finetune.contract.durations import duration
-from airflow_provider_finetune.contract.outcome import (
-    DATA_MARK,
-    PEER_FAILED,
-    Failure,
-    FailureClass,
-    Outcome,
-    UnreadableOutcome,
-)
+from airflow_provider_finetune.contract.last_words import NCCL_FAILURE, last_exception, meaning_of_log
+from airflow_provider_finetune.contract.outcome import DATA_MARK, PEER_FAILED, Failure, Outcome, UnreadableOutcome
 from airflow_provider_finetune.launchers.clocks import Clock
 from airflow_provider_finetune.launchers.observed import JobState, PodState
 
-_LONGEST_TEXT = 500
 _LONGEST_LOG = 2048
 """Bytes that a kubelet keeps of the log of a program that has left no message."""
 
-
-@dataclass(frozen=True)
-class Stuck:
-    """Why a start takes long. ``hopeless``: time will not mend it, the DAG author must."""
-
-    failure: Failure
-    hopeless: bool
-
-
-_GOES_ON = ("Pulling", "Pulled", "Created", "Started", "Scheduled", "SuccessfulAttachVolume")
-"""Events of a pod after which earlier troubles are over."""
-
-
-def why_stuck(job: JobState, pods: Iterable[PodState], events: Iterable[Mapping[str, Any]], nodes: int = 1) -> Stuck:
-    """Return why a job that may start does not run yet, by the object nearest to the program that says something.
-
-    :param job: the workload.
-    :param pods: its pods, as far as they are known.
-    :param events: of pods, Job, JobSet and TrainJob, as the API gives them; none where they were not asked for.
-    :param nodes: how many pods train together.
-    """
-    starting = [pod for pod in pods if pod.live and not pod.started_at]
-    waits = [(f"Pod {pod.name}", *(pod.waiting or ("", ""))) for pod in starting]
-    shown = [found for wait in waits if (found := _by_rule(POD_RULES, *wait, nodes))]
-    # The text of a back-off may be only that; then the events tell what it backs off from.
-    clear = [found for found in shown if found.failure.cause != "image_pull"]
-    if clear:
-        return clear[0]
-    said = sorted(events, key=_event_time)
-    for pod in starting:
-        for event in reversed(_troubles(said, pod)):
-            found = _by_rule(POD_RULES, f"Pod {pod.name}", event.get("reason", ""), event.get("message", ""), nodes)
-            if found:
-                return found
-    found = _why_no_pod(said) if len(starting) < nodes else None
-    return found or next(iter(shown), None) or Stuck(_unexplained(job, starting), hopeless=False)
-
-
-def _why_no_pod(events: Sequence[Mapping[str, Any]]) -> Stuck | None:
-    for kind in ("Job", "JobSet", "TrainJob"):
-        for event in reversed(events):
-            about = event.get("involvedObject") or {}
-            if about.get("kind") == kind:
-                where = f"{kind} {about.get('name')}"
-                found = _by_rule(NO_POD_RULES, where, event.get("reason", ""), event.get("message", ""))
-                if found:
-                    return found
-    return None
-
-
-def _troubles(events: Sequence[Mapping[str, Any]], pod: PodState) -> list[Mapping[str, Any]]:
-    ours = [event for event in events if (event.get("involvedObject") or {}).get("uid") == pod.uid]
-    last = max((index for index, event in enumerate(ours) if event.get("reason") in _GOES_ON), default=-1)
-    # A pull that fails begins anew each time, so what it failed with stands before.
-    pulling = bool(pod.waiting and "Image" in pod.waiting[0])
-    return ours if pulling else ours[last + 1 :]
-
-
-def _by_rule(rules: Iterable[Rule], where: str, reason: str, text: str, nodes: int = 1) -> Stuck | None:
-    rule = next((rule for rule in rules if rule.fits(reason, text)), None)
-    if rule is None or not rule.cause:
-        return None
-    message = f"{rule.what}. {where}: {_shortened(text) or reason}"
-    failure_class = "user" if rule.one_node and nodes > 1 else rule.failure_class
-    failure = Failure(failure_class=failure_class, cause=rule.cause, message=message, cure=rule.cure)
-    return Stuck(failure, hopeless=failure_class == "user")
-
-
-def _unexplained(job: JobState, starting: Sequence[PodState]) -> Failure:
-    if not starting:
-        return Failure(
-            failure_class="infrastructure",
-            cause="no_pods",
-            message=f"{job.title} {job.name} has no pods, and nothing says why",
-            cure="See whether the controllers of Kubeflow Trainer and JobSet run",
-        )
-    pod = starting[0]
-    reason, text = pod.waiting or ("", "")
-    said = f"{reason}: {_shortened(text)}" if text else reason
-    return Failure(
-        failure_class="infrastructure",
-        cause="slow_start",
-        message=f"Pod {pod.name} on {pod.node or 'no node yet'} has not started its program ({said or pod.phase})",
-        cure="A large image takes long to pull the first time; 'kubectl describe pod' shows what it does",
-    )
-
-
-def _event_time(event: Mapping[str, Any]) -> datetime:
-    metadata = event.get("metadata") or {}
-    text = event.get("lastTimestamp") or event.get("eventTime") or metadata.get("creationTimestamp")
-    return datetime.fromisoformat((text or "1970-01-01T00:00:00Z").replace("Z", "+00:00"))
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split()).rstrip(".")  # a sentence of ours goes on
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
-
-
-def events_of(job: JobState, pods: Iterable[PodState]) -> list[str]:
-    """Return the names of the objects whose events may tell why a job does not start.
-
-    :param job: the workload.
-    :param pods: its pods, as far as they are known.
-    """
-    return [*(pod.name for pod in pods if pod.live), f"{job.name}-node-0", job.name]
-
-
-def why_queued(job: JobState, events: Iterable[Mapping[str, Any]]) -> Stuck | None:
-    """Return what a queue says of a job that it holds back, ``None`` where it says nothing.
-
-    :param job: the workload.
-    :param events: of Kueue's own object for it, or of the job.
-    """
-    said = [event for event in sorted(events, key=_event_time) if event.get("reason") in _QUEUE_REASONS]
-    if not said:
-        return None
-    message = f"The queue says of {job.title} {job.name}: {_shortened(said[-1].get('message') or '')}"
-    cure = "Wait for other jobs of the queue, ask for less, or name another by queue_name="
-    return Stuck(_failure("resources", "queued", message, cure), hopeless=False)
-
-
-_QUEUE_REASONS = ("Pending", "Inadmissible", "Stopped", "Preempted")
+_TAKES_LONG = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
 
 
 def run_out(clock: Clock, now: datetime, stuck: Stuck | None) -> Failure:
@@ -157,14 +30,12 @@ def run_out(clock: Clock, now: datetime, stuck: Stuck | None) -> Failure:
     """
     waited, limit = duration(clock.limit - clock.left(now)), f"{clock.name}={clock.limit:g} s"
     if clock.name == "training_timeout":
-        message = f"The training was ended after {waited}, by {limit}"
-        cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
-        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+        return failure_of(clock.name, f"The training was ended after {waited}, by {limit}", _TAKES_LONG)
     what = "The queue did not let the job in" if clock.name == "queue_timeout" else "The program did not start"
     message = f"{what} within {limit} and the job was deleted after {waited}"
     if stuck is None:
         cure = f"Raise {clock.name}, or see what the queue or the cluster is busy with"
-        return Failure(failure_class="resources", cause=clock.name, message=message, cure=cure)
+        return failure_of(clock.name, message, cure)
     cause = stuck.failure
     return replace(
         cause, cause=clock.name, message=f"{message}. {cause.message}", cure=f"{cause.cure}, or raise {clock.name}"
@@ -175,8 +46,10 @@ NO_OUTCOME = "no_outcome"
 """Cause of a job that is complete and has left no word: its model may be there."""
 
 _KILLED, _SEGFAULT, _TERMINATED = 137, 139, 143
-_RUNNER_SAW_ONLY_A_SIGNAL = ("killed", "library_crash", "terminated")
-_RETRY = "A retry trains on from the last checkpoint"
+_CONSEQUENCES = (PEER_FAILED, NCCL_FAILURE, "terminated")
+"""Causes that a runner gives where another pod has ended first, or somebody has ended it."""
+
+_RUNNER_SAW_ONLY_A_SIGNAL = ("killed", "library_crash", *_CONSEQUENCES)
 
 
 def outcome_of(job: JobState, pods: Iterable[PodState], said: Outcome | None = None) -> Outcome:
@@ -213,9 +86,9 @@ def deleted(named: str, pods: Iterable[PodState]) -> Outcome:
         return outcome_of(last, pods)
     disrupted = next((pod for pod in pods if pod.workload and pod.disruption), None)
     if disrupted:
-        return Outcome(status="failed", failure=_evicted(disrupted))
+        return Outcome(status="failed", failure=_disrupted(disrupted, *(disrupted.disruption or ("", ""))))
     message = f"{named} was deleted before it had ended"
-    return Outcome(status="failed", failure=_failure("preempted", "deleted", message, _RETRY))
+    return Outcome(status="failed", failure=failure_of("deleted", message, RETRY))
 
 
 def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
@@ -225,26 +98,37 @@ def why_failed(job: JobState, pods: Iterable[PodState]) -> Failure:
     :param pods: its pods, those that have gone included.
     """
     if job.reason == "DeadlineExceeded":
-        message = f"{job.title} {job.name} ran longer than its deadline allows"
-        cure = "Raise training_timeout, or train less (training_num_epochs, fewer rows)"
-        return _failure("resources", "training_timeout", message, cure)
+        return failure_of(
+            "training_timeout", f"{job.title} {job.name} ran longer than its deadline allows", _TAKES_LONG
+        )
+    pod = culprit(pods)
+    if pod is None:
+        said = f"{job.reason}: {shortened(job.message)}"
+        message = f"{job.title} {job.name} failed and no pod is left to tell why. {said}"
+        cure = "A runtime with restartPolicy Never and backoffLimit 0 keeps the pod that failed"
+        return failure_of("job_failed", message, cure)
+    if _has_ended(pod):
+        return _why_pod_ended(pod)
+    if pod.disruption or pod.silent:
+        return _disrupted(pod, *(pod.disruption or ("", "")))
+    return failure_of("pod_deleted", f"{_named(pod)} was deleted while it trained", RETRY)
+
+
+def culprit(pods: Iterable[PodState]) -> PodState | None:
+    """Return the pod that shows why a job has failed, ``None`` where none does.
+
+    :param pods: of the job, those that have gone included.
+    """
     pods = list(pods)
-    ended = sorted((pod for pod in pods if pod.fault or (pod.finished_at and pod.exit_code)), key=_culprit_first)
-    if ended:
-        return _why_pod_ended(ended[0])
-    disrupted = next((pod for pod in pods if pod.disruption), None)
-    if disrupted:
-        return _evicted(disrupted)
-    lost = next((pod for pod in pods if not pod.live and not pod.finished_at), None)
-    if lost:
-        return _failure("preempted", "pod_deleted", f"Pod {lost.name} was deleted while it trained", _RETRY)
-    message = f"{job.title} {job.name} failed and no pod is left to tell why. {job.reason}: {_shortened(job.message)}"
-    cure = "A runtime with restartPolicy Never and backoffLimit 0 keeps the pod that failed"
-    return _failure("infrastructure", "job_failed", message, cure)
+    ended = sorted(filter(_has_ended, pods), key=_culprit_first)
+    first = [pod for pod in ended if not _follows(pod)]
+    disrupted = [pod for pod in pods if pod.disruption]
+    lost = [pod for pod in pods if not pod.live and not pod.finished_at]
+    return next(iter([*first, *disrupted, *ended, *lost]), None)
 
 
-_CONSEQUENCES = (PEER_FAILED, "terminated")
-"""Causes that a runner gives where another pod has ended first, or somebody has ended it."""
+def _has_ended(pod: PodState) -> bool:
+    return bool(pod.fault or (pod.finished_at and pod.exit_code))
 
 
 def _finished(pod: PodState) -> datetime:
@@ -254,15 +138,20 @@ def _finished(pod: PodState) -> datetime:
 def _culprit_first(pod: PodState) -> tuple[bool, datetime, int]:
     # Times are whole seconds, and an end by SIGTERM is mostly the consequence of another.
     weight = 0 if pod.end == "OOMKilled" else 2 if pod.exit_code == _TERMINATED else 1
+    return _follows(pod), _finished(pod), weight
+
+
+def _follows(pod: PodState) -> bool:
+    """Return whether a pod says itself that it has only ended because another had, or because it was told to."""
     told = _outcome_in(pod.words)
     follows = told is not None and told.failure is not None and told.failure.cause in _CONSEQUENCES
-    return follows and pod.end != "OOMKilled", _finished(pod), weight
+    return follows and pod.end != "OOMKilled"
 
 
 def _why_pod_ended(pod: PodState) -> Failure:
     told = _outcome_in(pod.words)
     failure = told.failure if told else None
-    kubernetes_knows_more = pod.end == "OOMKilled" or pod.disruption is not None
+    kubernetes_knows_more = pod.end == "OOMKilled" or pod.disruption is not None or pod.fault is not None
     if failure and not (kubernetes_knows_more and failure.cause in _RUNNER_SAW_ONLY_A_SIGNAL):
         return failure
     log_tail = [] if told else _last_lines(pod)[-20:]
@@ -274,20 +163,18 @@ def _by_exit(pod: PodState) -> Failure:
     if pod.end == "OOMKilled":
         message = f"{_named(pod)} used up its memory and was ended by the kernel"
         cure = "Raise training_resource_memory_per_worker, or lower training_max_tokens_per_gpu or training_max_seq_len"
-        return _failure("resources", "out_of_memory", message, cure)
+        return failure_of("out_of_memory", message, cure)
     if pod.disruption:
-        return _evicted(pod)
+        return _disrupted(pod, *pod.disruption)
     if pod.fault:
-        reason, text = pod.fault
-        message = f"{_named(pod)} failed, and not by its program. {reason}: {_shortened(text)}"
-        return _failure("infrastructure", "pod_failed", message, "Look at its node, and at what the runtime adds to it")
+        return _faulty(pod, *pod.fault)
     if pod.end in ("StartError", "ContainerCannotRun"):
-        message = f"{_named(pod)} could not start its program: {_shortened(pod.words)}"
-        return _failure("user", "program_missing", message, "Take an image that has python3 on its PATH")
+        message = f"{_named(pod)} could not start its program: {shortened(pod.words)}"
+        return failure_of("program_missing", message, "Take an image that has python3 on its PATH")
     if "argument list too long" in pod.words:
-        message = f"{_named(pod)} could not start its program: {_shortened(pod.words)}"
+        message = f"{_named(pod)} could not start its program: {shortened(pod.words)}"
         cure = "Shorten training_envs and extra_args, or set runner='configmap' or 'image'"
-        return _failure("user", "arguments_too_long", message, cure)
+        return failure_of("arguments_too_long", message, cure)
     return _by_exit_code(pod)
 
 
@@ -295,15 +182,17 @@ def _by_exit_code(pod: PodState) -> Failure:
     if pod.exit_code == _KILLED:
         message = f"{_named(pod)} was killed (exit code 137), and not for its memory limit"
         cure = "Its node may have been short of memory, or it outlived its grace period; see the node's events"
-        return _failure("infrastructure", "killed", message, cure)
+        return failure_of("killed", message, cure)
     if pod.exit_code == _TERMINATED:
         message = f"{_named(pod)} was told to end (SIGTERM) and left no outcome"
-        return _failure("preempted", "terminated", message, f"Its pod or node was taken away. {_RETRY}")
-    how = "crashed with a segmentation fault" if pod.exit_code == _SEGFAULT else f"exited with code {pod.exit_code}"
+        return failure_of("terminated", message, f"Its pod or node was taken away. {RETRY}")
     lines = _last_lines(pod)
-    last = f"; its last line: {_shortened(lines[-1])}" if lines else ""
-    message = f"{_named(pod)} {how} and left no outcome{last}"
-    return _failure("infrastructure", "runner_died", message, "Look at its last lines in this log")
+    if known := meaning_of_log(lines):
+        return replace(known, message=f"{_named(pod)} left no outcome. {known.message}")
+    how = "crashed with a segmentation fault" if pod.exit_code == _SEGFAULT else f"exited with code {pod.exit_code}"
+    last = last_exception(lines) or next(reversed(lines), "")
+    message = f"{_named(pod)} {how} and left no outcome" + f"; its last line: {shortened(last)}" * bool(last)
+    return failure_of("runner_died", message, "Look at its last lines in this log")
 
 
 def _last_lines(pod: PodState) -> list[str]:
@@ -313,23 +202,29 @@ def _last_lines(pod: PodState) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith(DATA_MARK)]
 
 
-def _evicted(pod: PodState) -> Failure:
-    reason, text = pod.disruption or ("", "")
-    message = f"{_named(pod)} was taken from its node. {reason}: {_shortened(text)}"
-    return _failure("preempted", "evicted", message, _RETRY)
+def _faulty(pod: PodState, reason: str, text: str) -> Failure:
+    if next(rule for rule in DISRUPTION_RULES if rule.fits(reason, text)) is not DISRUPTION_RULES[-1]:
+        return _disrupted(pod, reason, text)
+    message = f"{_named(pod)} failed, and not by its program. {reason}: {shortened(text)}"
+    return failure_of("pod_failed", message, "Look at its node, and at what the runtime adds to it")
+
+
+def _disrupted(pod: PodState, reason: str, text: str) -> Failure:
+    """Say what has ended a pod from outside; of one whose node was silent nobody knows whether it has ended."""
+    rule = next(rule for rule in DISRUPTION_RULES if rule.fits(reason, text))
+    if pod.silent:
+        rule = NODE_LOST
+    said = f". {reason}: {shortened(text)}" if reason else ""
+    return failure_of(rule.cause, f"{_named(pod)}: {rule.what[0].lower()}{rule.what[1:]}{said}", rule.cure)
 
 
 def _no_outcome(job: JobState) -> Failure:
     message = f"{job.title} {job.name} is complete and has left no word of its model"
-    return _failure("infrastructure", NO_OUTCOME, message, "A retry finds the model in the work directory")
+    return failure_of(NO_OUTCOME, message, "A retry finds the model in the work directory")
 
 
 def _named(pod: PodState) -> str:
     return f"Pod {pod.name} (rank {pod.rank}, node {pod.node or 'unknown'})"
-
-
-def _failure(failure_class: FailureClass, cause: str, message: str, cure: str) -> Failure:
-    return Failure(failure_class=failure_class, cause=cause, message=message, cure=cure)
 
 
 def _outcome_in(words: str) -> Outcome | None:

@@ -15,7 +15,7 @@ from logging import Logger
 from typing import Any
 
 from airflow_provider_finetune.cluster.cache import Outage
-from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, deleted, outcome_of, run_out
+from airflow_provider_finetune.cluster.diagnosis import NO_OUTCOME, culprit, deleted, outcome_of, run_out
 from airflow_provider_finetune.cluster.hook import TrainingHook, Workload
 from airflow_provider_finetune.cluster.logs import shared_budget
 from airflow_provider_finetune.cluster.nodes import LostNodes
@@ -41,6 +41,9 @@ _LOOK_SECONDS = 15.0
 """How long nothing needs to happen until a training is looked at all the same."""
 
 _UNKNOWN_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 60.0
+"""How long the word of a training is waited for that we have ended, and that saves a checkpoint first."""
+
 _EVIDENCE_SECONDS = 5.0
 """How long the end of a pod may come after that of its job: they are watched apart."""
 
@@ -168,7 +171,8 @@ class Following:
                 if failure is None:
                     pause = self._pause(phase, job, pods)
                 elif await self._end(phase):
-                    return {**self._event(Outcome(status="failed", failure=failure), job), "gone": True}
+                    outcome = await self._last_words(phase, job) or Outcome(status="failed")
+                    return {**self._event(replace(outcome, status="failed", failure=failure), job), "gone": True}
             await self._follower.change(pause)
 
     def _tell_outage(self) -> None:
@@ -286,7 +290,12 @@ class Following:
         self._enter(phase, job, pods)
         outcome = outcome_of(job, pods, relay.transcript.outcome)
         recover = job.condition == "Complete" and outcome.failure is not None and outcome.failure.cause == NO_OUTCOME
-        return {**self._event(outcome, job), **({"recover": True} if recover else {})}
+        pod = culprit(pods) or next((pod for pod in pods if pod.rank == 0), None)
+        return {
+            **self._event(outcome, job),
+            **({"pod": {"name": pod.name, "node": pod.node, "gone": not pod.live}} if pod else {}),
+            **({"recover": True} if recover else {}),
+        }
 
     async def _evidence(self, phase: Phase, job: JobState) -> list[PodState]:
         """Return the pods once they show how they ended: two watches may tell of one end in any order."""
@@ -324,6 +333,18 @@ class Following:
         spent = duration(self._spend(_now()))
         self._log.info("%s %s; %s %s is deleted", phase.value, spent, self._kind.title, self.workload.name)
         return True
+
+    async def _last_words(self, phase: Phase, job: JobState) -> Outcome | None:
+        """Return what a training that we have ended says of itself: where it was, and which checkpoint it has left."""
+        until = time.monotonic() + _LAST_WORDS_SECONDS
+        while phase is Phase.RUNNING and (left := until - time.monotonic()) > 0:
+            pods = self._watch.pods(job.name)
+            if any(pod.silent and not pod.gone for pod in pods):
+                return None
+            if all(pod.finished_at or pod.gone for pod in pods):
+                return outcome_of(job, pods)
+            await self._follower.change(min(left, 1.0))
+        return None
 
     async def _phase_now(self) -> Phase | None:
         """Return where the training is by what the server says now, ``None`` where that is not known."""

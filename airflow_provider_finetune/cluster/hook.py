@@ -24,6 +24,7 @@ from airflow_provider_finetune.settings import setting
 API = "/apis/trainer.kubeflow.org/v1alpha1"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 LOG_BYTES = 65536
+KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 PAGE = 100
 """Objects in one answer of a list."""
 
@@ -314,6 +315,20 @@ class TrainingHook:
             for event in await self._items("events", {"fieldSelector": f"involvedObject.name={name}"})
         ]
         return sorted(found, key=_time_of)
+
+    async def queue_conditions(self, uid: str) -> list[dict[str, Any]]:
+        """Return the conditions of the object in which Kueue keeps a job; none without Kueue, or the right to read it.
+
+        :param uid: of the job.
+        """
+        for version in KUEUE_VERSIONS:
+            path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{quote(self.namespace, safe='')}/workloads"
+            try:
+                found = await self.request("GET", path, query={"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"})
+            except Refused:
+                continue
+            return [one for item in found.get("items") or () for one in item.get("status", {}).get("conditions") or ()]
+        return []
 
     async def list_raw(self, resource: str, selector: Mapping[str, str | None], after: str = "") -> dict[str, Any]:
         """Return a page of a list; its ``metadata.resourceVersion`` is where a watch goes on.

@@ -13,7 +13,8 @@ from typing import Any
 
 from airflow_provider_finetune.cluster.asked import Asked
 from airflow_provider_finetune.cluster.echoes import scrubbed, without_values
-from airflow_provider_finetune.contract.outcome import Failure, FailureClass
+from airflow_provider_finetune.contract.causes import failure_of
+from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.exceptions import TrainingFailed, TrainingRejected
 
 RBAC = "docs/kubernetes/rbac.yaml"
@@ -120,18 +121,10 @@ def _read(asked: Asked, status: int, body: str) -> _Answer:
     return _Answer(status, str(document.get("reason") or ""), text, message, document.get("details") or {})
 
 
-def _user(cause: str, message: str, cure: str) -> Failure:
-    return Failure(failure_class="user", cause=cause, message=message, cure=cure)
-
-
-def _passing(cause: str, message: str, cure: str, failure_class: FailureClass = "infrastructure") -> Failure:
-    return Failure(failure_class=failure_class, cause=cause, message=message, cure=cure)
-
-
 def _bad_request(asked: Asked, answer: _Answer) -> Failure:
     fields = re.findall(r'unknown field "([^"]+)"', answer.text)
     if fields:
-        return _user(
+        return failure_of(
             "unknown_field",
             f"The cluster's Kubeflow Trainer does not know {' and '.join(fields)}",
             "Leave out what asks for it, or upgrade Kubeflow Trainer; [finetune] trainer_api, where it is set, must "
@@ -141,7 +134,7 @@ def _bad_request(asked: Asked, answer: _Answer) -> Failure:
 
 
 def _unauthorized(asked: Asked, answer: _Answer) -> Failure:
-    return _user(
+    return failure_of(
         "unauthorized",
         f"The API server rejects the credentials of connection {asked.conn_id!r}",
         "Renew the token or the kubeconfig in that connection; in a pod, its service account must still exist",
@@ -166,23 +159,22 @@ def _forbidden(asked: Asked, answer: _Answer) -> Failure:
     right, missing = _RIGHT.search(answer.text), _NO_RUNTIME.search(answer.text)
     if right:
         where = f"in namespace {right['namespace']!r}" if right["namespace"] else "in the whole cluster"
-        return _user(
+        return failure_of(
             "forbidden",
             f"{right['user']!r}, the account of connection {asked.conn_id!r}, may not {right['verb']} "
             f"{right['resource']!r} of API group {right['group']!r} {where}",
             f"Grant it that right, or name another namespace or connection; {RBAC} has the least that is needed",
         )
     if "exceeded quota: " in answer.text:
-        return _passing(
+        return failure_of(
             "quota_exceeded",
             f"The quota of namespace {asked.namespace!r} is used up: {answer.message.split('exceeded quota: ', 1)[1]}",
             "Wait until others have finished, delete what is not needed, or raise the ResourceQuota",
-            "resources",
         )
     if missing:
         return _no_runtime(missing["kind"][:1].upper() + missing["kind"][1:], missing["name"])
     if "being terminated" in answer.text:
-        return _user(
+        return failure_of(
             "namespace_ending",
             f"Namespace {asked.namespace!r} is being deleted",
             "Name another one by namespace=, or make it again",
@@ -191,7 +183,7 @@ def _forbidden(asked: Asked, answer: _Answer) -> Failure:
 
 
 def _no_runtime(kind: str, name: str) -> Failure:
-    return _user(
+    return failure_of(
         "runtime_missing",
         f"There is no {kind} {name!r} in the cluster",
         f"Apply docs/kubernetes/runtime.yaml, or name another by runtime= and runtime_kind=; 'kubectl get "
@@ -204,13 +196,13 @@ def _rejected(asked: Asked, answer: _Answer) -> Failure:
     who = f"The admission check {by['webhook'] or by['policy']!r}" if by else "The API server"
     why = _ADMISSION.sub("", answer.message) or answer.reason or f"HTTP {answer.status}"
     cure = "Change the argument that this comes from" + (", or ask those who run the cluster" if by else "")
-    return _user("rejected", f"{who} refuses {asked.object}: {why}", cure)
+    return failure_of("rejected", f"{who} refuses {asked.object}: {why}", cure)
 
 
 def _not_found(asked: Asked, answer: _Answer) -> Failure:
     kind, name = answer.details.get("kind"), str(answer.details.get("name") or asked.name)
     if kind == "namespaces":
-        return _user(
+        return failure_of(
             "namespace_missing",
             f"There is no namespace {name!r} in the cluster of connection {asked.conn_id!r}",
             "Make it, or name another by namespace= or in the connection",
@@ -219,11 +211,11 @@ def _not_found(asked: Asked, answer: _Answer) -> Failure:
         return _trainer_missing(asked) if asked.group == "trainer.kubeflow.org" else _unexpected(asked, answer)
     if asked.resource in ("clustertrainingruntimes", "trainingruntimes"):
         return _no_runtime("ClusterTrainingRuntime" if asked.resource.startswith("c") else "TrainingRuntime", name)
-    return _passing("not_found", f"There is no {asked.object}", "It was deleted; run the task again")
+    return failure_of("not_found", f"There is no {asked.object}", "It was deleted; run the task again")
 
 
 def _trainer_missing(asked: Asked) -> Failure:
-    return _user(
+    return failure_of(
         "trainer_missing",
         f"Kubeflow Trainer is not installed in the cluster of connection {asked.conn_id!r}, or is older than version 2",
         f"Install {TRAINER}: https://www.kubeflow.org/docs/components/trainer/operator-guides/installation/",
@@ -235,7 +227,7 @@ def trainer_too_old(conn_id: str) -> Failure:
 
     :param conn_id: its connection.
     """
-    return _user(
+    return failure_of(
         "trainer_too_old",
         f"The Kubeflow Trainer in the cluster of connection {conn_id!r} is too old: its TrainJob has neither "
         "runtimePatches (2.2 and later) nor podTemplateOverrides (2.1)",
@@ -251,21 +243,21 @@ def wrong_setting(name: str, value: str, rule: str, cure: str) -> Refused:
     :param rule: what it breaks.
     :param cure: what to do about it.
     """
-    failure = _user("unknown_setting", f"[finetune] {name}={value!r} {rule}", cure)
+    failure = failure_of("unknown_setting", f"[finetune] {name}={value!r} {rule}", cure)
     return refused(f"airflow.cfg or AIRFLOW__FINETUNE__{name.upper()}", failure)
 
 
 def _conflict(asked: Asked, answer: _Answer) -> Failure:
     if "object is being deleted" in answer.text:
-        return _passing("being_deleted", f"{asked.object} is still being deleted", "Run the task again in a moment")
+        return failure_of("being_deleted", f"{asked.object} is still being deleted", "Run the task again in a moment")
     if answer.reason == "AlreadyExists":
-        return _user("exists", f"{asked.object} exists already in namespace {asked.namespace!r}", "Delete it")
-    return _passing("conflict", f"{asked.object} is not what it was: {answer.message}", "Run the task again")
+        return failure_of("exists", f"{asked.object} exists already in namespace {asked.namespace!r}", "Delete it")
+    return failure_of("conflict", f"{asked.object} is not what it was: {answer.message}", "Run the task again")
 
 
 def _expired(asked: Asked, answer: _Answer) -> Failure:
     message = f"The list of {asked.resource} took so long that the API server has no longer what it began with"
-    return _passing("expired", message, "Run the task again; the list is read anew")
+    return failure_of("expired", message, "Run the task again; the list is read anew")
 
 
 def foreign(asked: Asked, what: str) -> Failure:
@@ -274,7 +266,7 @@ def foreign(asked: Asked, what: str) -> Failure:
     :param asked: the request.
     :param what: how it shows that the object is not ours.
     """
-    return _user(
+    return failure_of(
         "exists",
         f"{asked.object} exists already in namespace {asked.namespace!r} and is not of this task: {what}",
         f"Delete it if nobody needs it: kubectl -n {asked.namespace} delete {asked.resource} {asked.name}",
@@ -282,7 +274,7 @@ def foreign(asked: Asked, what: str) -> Failure:
 
 
 def _too_large(asked: Asked, answer: _Answer) -> Failure:
-    return _user(
+    return failure_of(
         "too_large",
         f"{asked.object} is larger than the API server takes",
         "Shorten training_envs, extra_args or kubernetes_config, and use runner='configmap' or 'image'",
@@ -303,27 +295,29 @@ def _invalid(asked: Asked, answer: _Answer) -> Failure:
             field = cause.get("field")
             lines[f"{field}: {text}" if field and field != "<nil>" else text] = None
     why = "; ".join(lines)[:_LONGEST_MESSAGE] or answer.message
-    return _user("invalid", f"{asked.object} is not valid: {why}", "Change the argument that this field comes from")
+    return failure_of(
+        "invalid", f"{asked.object} is not valid: {why}", "Change the argument that this field comes from"
+    )
 
 
 def _busy(asked: Asked, answer: _Answer) -> Failure:
-    return _passing("server_busy", f"The API server has too much to do for: {asked}", "Run the task again later")
+    return failure_of("server_busy", f"The API server has too much to do for: {asked}", "Run the task again later")
 
 
 def _server_error(asked: Asked, answer: _Answer) -> Failure:
     hook = re.search(r'failed calling webhook "([^"]+)"', answer.text)
     if hook:
-        return _passing(
+        return failure_of(
             "server_error",
             f"The admission check {hook[1]!r} does not answer, and nothing can be made without it",
             "See whether the controller that serves it runs, e.g. 'kubectl -n kubeflow-system get pods'",
         )
     said = answer.message or answer.reason or "no reason given"
-    return _passing("server_error", f"The API server failed with HTTP {answer.status}: {said}", "Run the task again")
+    return failure_of("server_error", f"The API server failed with HTTP {answer.status}: {said}", "Run the task again")
 
 
 def _unexpected(asked: Asked, answer: _Answer) -> Failure:
-    return _user(
+    return failure_of(
         "no_kubernetes_api",
         f"What answers at the server's address is not the Kubernetes API (HTTP {answer.status})",
         f"Check the server in the kubeconfig of connection {asked.conn_id!r}, and any proxy before it",
@@ -339,13 +333,13 @@ def unreachable(asked: Asked, server: str, error: BaseException) -> Refused:
     """
     said = str(error) or type(error).__name__
     if "certificate" in said.lower():
-        failure = _user(
+        failure = failure_of(
             "untrusted_certificate",
             f"The certificate of the API server {server} is not trusted: {said}",
             f"Put the cluster's CA into the kubeconfig of connection {asked.conn_id!r} (certificate-authority-data)",
         )
     else:
-        failure = _passing(
+        failure = failure_of(
             "unreachable",
             f"The API server {server} of connection {asked.conn_id!r} does not answer: {said}",
             "Check that it runs and that this machine reaches it; a retry goes on where this try was",

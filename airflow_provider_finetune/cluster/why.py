@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from logging import Logger
 from typing import Any
 
-from airflow_provider_finetune.cluster.diagnosis import Stuck, events_of, why_queued, why_stuck
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.logs import shared_budget
+from airflow_provider_finetune.cluster.waiting import Stuck, events_of, why_queued, why_stuck
 from airflow_provider_finetune.cluster.watch import SharedWatch
 from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import Failure
@@ -114,7 +114,8 @@ class WhyWaiting:
                 return why_stuck(job, pods, await self._events(events_of(job, pods), first), self._nodes)
             events = await self._events([job.name], first)
             names = [found[1] for event in events if (found := _WORKLOAD.search(event.get("message") or ""))]
-            return why_queued(job, await self._events(names[-1:], first) or events)
+            said = await self._events(names[-1:], first) or events
+            return why_queued(job, said, await self._watch.source.queue_conditions(job.uid))
         except TrainingFailed:
             return None
 

@@ -25,7 +25,13 @@ DATA_MARK = "| "
 Status = Literal["succeeded", "checked", "failed"]
 
 FailureClass = Literal["user", "resources", "infrastructure", "preempted"]
-"""Who must act: the DAG author; more memory or disk; nobody, another try may do; nobody, a retry resumes."""
+"""Who must act, and whether a retry helps.
+
+* ``user``: the DAG author; there is none
+* ``resources``: whoever asks for memory, disk, time or a place: only with another request, or once there is room
+* ``infrastructure``: nobody; another try may do
+* ``preempted``: nobody; it goes on where this one ended
+"""
 
 
 PEER_FAILED = "peer_failed"
@@ -40,9 +46,10 @@ class UnreadableOutcome(ValueError):
 class Failure:
     """Why there is no model.
 
-    * ``failure_class``: see :data:`FailureClass`; only ``user`` makes a retry pointless
+    * ``failure_class``: see :data:`FailureClass`
     * ``cause``: a short stable name such as ``dataset_missing``
     * ``message``: what happened to which object; ``cure``: what to do
+    * ``parameter``: the operators' argument at fault, empty where it is none
     * ``log_tail``: last lines of the training log
     """
 
@@ -51,6 +58,7 @@ class Failure:
     message: str
     cure: str = ""
     log_tail: list[str] = field(default_factory=list)
+    parameter: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +71,15 @@ class Outcome:
     * ``adapter_uri``: the adapter, where it was published beside the merged model
     * ``base_model``: ``name`` and, from a hub, ``revision`` of what was trained
     * ``metrics``: last and best values, tokens, steps, seconds, tokens a second, and in bytes the peak memory of the
-      training process (``peak_memory_bytes``) and of the GPU that had most in use (``peak_gpu_memory_bytes``)
+      training process (``peak_memory_bytes``) and of the GPU that had most in use (``peak_gpu_memory_bytes``); the
+      ``gpu_seconds`` of this node
     * ``loss_curve``: at most 100 ``[step, loss]``
     * ``loss_chart``: URI of the HTML page
     * ``plan``: steps, epochs, effective batch size, and the disk needed and free in bytes, as the check foresaw them
     * ``dataset``: the data report: fingerprint, rows used, dropped and cut, tokens, share of tokens trained
     * ``work_dir``: the directory of this attempt
+    * ``checkpoint``: of a failed one, what a retry of the same training goes on from: ``unit`` (``step`` or ``epoch``),
+      ``number`` and ``path``
     """
 
     status: Status
@@ -86,6 +97,7 @@ class Outcome:
     dataset: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     loss_curve: list[list[float]] = field(default_factory=list)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def to_json(self) -> str:
@@ -162,7 +174,7 @@ def _details(document: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     yield from ((document, name) for name in ("dataset", "base_model") if name in document)
 
 
-_LEAVING = ("metrics", "work_dir", "loss_chart", "model_path", "adapter_uri", "model_uri")
+_LEAVING = ("metrics", "checkpoint", "work_dir", "loss_chart", "model_path", "adapter_uri", "model_uri")
 """What the small form may lack, in this order; the last ones only where a path alone is thousands of bytes long."""
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from airflow_provider_finetune.contract.causes import failure_of
+from airflow_provider_finetune.contract.last_words import meaning_of_log
 from airflow_provider_finetune.contract.outcome import Failure
 
 DEFAULT_ENVIRONMENT = {
@@ -65,24 +68,15 @@ def failure_without_outcome(last_lines: Sequence[str], exit_status: int, *, kill
     lines = list(last_lines)
     how = f"was ended by {_signal_name(-exit_status)}" if exit_status < 0 else f"exited with status {exit_status}"
     if killed:
-        return Failure(
-            failure_class="preempted",
-            cause="killed",
-            message=f"The task was ended, and with it the runner, which {how}.",
-            cure="Run the task again.",
-            log_tail=lines,
-        )
+        message = f"The task was ended, and with it the runner, which {how}."
+        return replace(failure_of("task_ended", message, "Run the task again."), log_tail=lines)
+    if exit_status != -signal.SIGKILL and (known := meaning_of_log(lines)):
+        return replace(known, log_tail=lines)
     last = f" Its last line: {lines[-1]}" if lines else " It printed nothing."
     cure = "Look at its last lines in this log."
     if exit_status == -signal.SIGKILL:
         cure = "Nobody here sent that signal; most often the machine was out of memory (see its kernel log)."
-    return Failure(
-        failure_class="infrastructure",
-        cause="runner_died",
-        message=f"The runner {how} and left no outcome.{last}",
-        cure=cure,
-        log_tail=lines,
-    )
+    return replace(failure_of("runner_died", f"The runner {how} and left no outcome.{last}", cure), log_tail=lines)
 
 
 def _signal_name(number: int) -> str:

@@ -106,7 +106,8 @@ class PodState:
     * ``started_at``: when the program began, for the first time where it was started again
     * ``finished_at``, ``exit_code``, ``end`` (reason) and ``words`` (termination message): of its last end, also where
       it was started again
-    * ``fault``: reason and text where it failed by something else than its program: its node, or an init container
+    * ``fault``: reason and text where it failed by something else than its program, which may have ended by that: its
+      node, or an init container
     * ``restarts``: how often it was started again
     * ``disruption``: reason and text of ``DisruptionTarget``, e.g. of an eviction
     * ``silent``: its node does not answer, so that nobody knows whether it runs
@@ -228,7 +229,7 @@ def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
         exit_code=ended.get("exitCode"),
         end=ended.get("reason", ""),
         words=ended.get("message", ""),
-        fault=_fault(status) if status.get("phase") == "Failed" and not ended else None,
+        fault=_fault(status) if status.get("phase") == "Failed" and (status.get("reason") or not ended) else None,
         restarts=int(ours.get("restartCount") or 0),
         disruption=_why(disruption) if disruption.get("status") == "True" else None,
         silent=is_silent(pod),

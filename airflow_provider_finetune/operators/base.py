@@ -257,7 +257,7 @@ class TrainingOperator(BaseOperator):
             return self._wait(run, context)
         outcome = run.named(Outcome.from_json(json.dumps(event["outcome"])))
         try:
-            result = self._finish(outcome, context, event["workload"], stays=run.stays(event, succeeded=False))
+            result = self._finish(outcome, context, event, run)
         except FineTuneError:
             run.settle(event, succeeded=False)
             raise
@@ -326,12 +326,14 @@ class TrainingOperator(BaseOperator):
         return (context["ti"].start_date + self.execution_timeout).timestamp()
 
     def _finish(
-        self, outcome: Outcome, context: Context, workload: Mapping[str, str] | None = None, *, stays: bool = False
+        self, outcome: Outcome, context: Context, event: Mapping[str, Any] | None = None, run: ClusterRun | None = None
     ) -> dict[str, Any]:
         """Deliver a model to XCom and to the asset, or raise why there is none."""
         if outcome.status != "succeeded" or outcome.model_uri is None:
-            raise error_of(outcome, workload, stays=stays)
-        result = result_of(outcome, self._arguments()["launcher"], workload)
+            if event is None or run is None:
+                raise error_of(outcome)
+            raise error_of(outcome, event, stays=run.stays(event, succeeded=False), gpus=run.gpus)
+        result = result_of(outcome, self._arguments()["launcher"], event["workload"] if event else None)
         for key in ("model_uri", "metrics", "loss_chart"):
             context["ti"].xcom_push(key=key, value=result[key])
         if self._model_asset is not None:

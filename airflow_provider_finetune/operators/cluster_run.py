@@ -25,7 +25,7 @@ from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import places_of, root_of
 from airflow_provider_finetune.operators.cluster_rules import plain_config
-from airflow_provider_finetune.operators.request import cluster_request
+from airflow_provider_finetune.operators.request import cluster_request, safe_name
 from airflow_provider_finetune.operators.submission import Pods, Submission
 from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 from airflow_provider_finetune.settings import deployment_id
@@ -102,6 +102,12 @@ class ClusterRun:
         return self._keeps_files and self.workload.name != self._name(recover=True)
 
     @property
+    def gpus(self) -> int:
+        """How many GPUs the pods of this training have together."""
+        values = self._task.values
+        return int(values["resource_gpu_per_worker"] * values["resource_num_workers"])
+
+    @property
     def _keeps_files(self) -> bool:
         return root_of(self._task.documented, self._task.arguments) is not None
 
@@ -117,10 +123,18 @@ class ClusterRun:
         places = places_of(task.documented, task.arguments, config)
         failure = replace(failure, message=places.named(failure.message), cure=places.named(failure.cure))
         if self._keeps_files:
-            return replace(outcome, failure=failure)
+            kept = {name: places.named(str(value)) for name, value in outcome.checkpoint.items()}
+            work_dir = places.named(outcome.work_dir) if outcome.work_dir else self._newest_directory()
+            return replace(outcome, failure=failure, checkpoint=kept, work_dir=work_dir)
         if failure.cause == NO_OUTCOME:
             failure = replace(failure, cure="A retry trains anew: without pvc_path no outcome outlives the pod")
-        return replace(outcome, failure=failure, work_dir=None)
+        return replace(outcome, failure=failure, checkpoint={}, work_dir=None)
+
+    def _newest_directory(self) -> str:
+        """Name the directory of a training that could not say so: of those of its tries the one of the last."""
+        root = root_of(self._task.documented, self._task.arguments)
+        parts = [str(root).rstrip("/"), *map(safe_name, self._task.instance.path), "<highest number>"]
+        return "/".join(parts)
 
     def trigger(self, deadline: float | None = None) -> TrainingTrigger:
         """Return what waits for the workload.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -18,6 +19,8 @@ from airflow_provider_finetune.launchers.transcript import Transcript
 from airflow_provider_finetune.process import RunnerProcess
 
 _RUNNER = "finetune-runner.pyz"
+_TAIL_LINES, _TAIL_BYTES = 200, 128 << 10
+"""Of ``train.log``, shown where the runner could not do so."""
 
 
 class LocalTraining:
@@ -73,14 +76,21 @@ class LocalTraining:
             raise self._error("local_python", f"The runner could not be started: {error}.") from error
         finally:
             self._forget_credentials()
-        outcome = self._read_outcome() or Outcome(
-            status="failed",
-            work_dir=str(self.work_dir),
-            failure=failure_without_outcome(self._transcript.last_lines, exit_status, killed=self._process.terminating),
-        )
+        outcome = self._read_outcome() or self._without_outcome(exit_status)
         if self._process.timed_out and outcome.status == "failed":
             return Outcome(status="failed", work_dir=outcome.work_dir, failure=_timed_out(timeout))
         return outcome
+
+    def _without_outcome(self, exit_status: int) -> Outcome:
+        """Say why the runner has ended, with the end of its log, which it has not shown itself."""
+        logs = sorted(self.work_dir.glob("*/train.log"), key=os.path.getmtime)
+        lines = _last_lines(logs[-1]) if logs else []
+        for line in (f"::group::The last {len(lines)} lines of {logs[-1]}", *lines, "::endgroup::") if lines else ():
+            self._log(logging.INFO, line)
+        killed = self._process.terminating
+        failure = failure_without_outcome(self._transcript.last_lines, exit_status, killed=killed)
+        work_dir = logs[-1].parent if logs else self.work_dir
+        return Outcome(status="failed", work_dir=str(work_dir), failure=failure)
 
     def terminate(self) -> None:
         """Ask the runner to end; may be called at any time and from a signal handler."""
@@ -142,6 +152,15 @@ def _outcome_in(path: Path) -> Outcome | None:
         return Outcome.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    except OSError:
+        return []
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
+from airflow_provider_finetune.contract.causes import failure_of
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.exceptions import training_error
 from airflow_provider_finetune.launchers import pod, trainjob
@@ -84,7 +85,7 @@ class Submission:
                 "The task was ended while it submitted its training, which is not made",
                 "Run the task again",
             )
-            failure = Failure(failure_class="preempted", cause="killed", message=message, cure=cure)
+            failure = failure_of("task_ended", message, cure)
             raise training_error(failure, "Airflow's audit log")
 
     async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:

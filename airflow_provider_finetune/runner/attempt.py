@@ -9,11 +9,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_finetune.contract.last_words import behind
 from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PEER_FAILED, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import lineage, nodes, recovery, retention, storage
+from airflow_provider_finetune.runner import checkpoints, lineage, nodes, recovery, retention, storage
 from airflow_provider_finetune.runner.failures import UserError, explain
 from airflow_provider_finetune.runner.fates import effective_parameters
+from airflow_provider_finetune.runner.lineage import SPOILT
 from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.meeting import Meeting, join
 from airflow_provider_finetune.runner.nodes import Placement, placement
@@ -23,7 +25,7 @@ from airflow_provider_finetune.runner.stopping import GRACE_SECONDS, Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
 from airflow_provider_finetune.runner.workdir import WorkDir
 
-_LOG_TAIL_LINES = 40
+_LOG_TAIL_LINES = 200
 
 
 def run(
@@ -118,7 +120,9 @@ def _attempt(
     if failure is not None:
         for name in ("model_uri", "model_path", "model_kind", "adapter_uri"):
             facts.pop(name, None)
-        failure = replace(failure, log_tail=tail(work_dir.log(), _LOG_TAIL_LINES))
+        printed = tail(work_dir.log(), _LOG_TAIL_LINES, log.began)
+        failure = replace(behind(failure, printed), log_tail=printed)
+        facts["checkpoint"] = _checkpoint(spec, work_dir, failure)
     known = {item.name for item in fields(Outcome)}
     status: Status = "failed" if failure else "checked" if check_only else "succeeded"
     outcome = Outcome(status=status, failure=failure, **{key: value for key, value in facts.items() if key in known})
@@ -159,7 +163,8 @@ def _assist(
         log.close()
         return 0
     if work_dir is not None:
-        failure = replace(failure, log_tail=tail(work_dir.log(here.node), _LOG_TAIL_LINES))
+        printed = tail(work_dir.log(here.node), _LOG_TAIL_LINES, log.began)
+        failure = replace(behind(failure, printed), log_tail=printed)
     return _leave(Outcome(status="failed", failure=failure), None, log, termination_message)
 
 
@@ -172,6 +177,12 @@ def _with_culprit(failure: Failure | None, work_dir: WorkDir, here: Placement) -
     if failure.failure_class != "preempted":
         nodes.tell(work_dir, here.node, failure)
     return failure
+
+
+def _checkpoint(spec: TrainingSpec, work_dir: WorkDir, failure: Failure) -> dict[str, Any]:
+    """Return what a retry goes on from, nothing where it begins anew."""
+    found = None if spec.resume == "never" or failure.cause == SPOILT else checkpoints.newest(work_dir.checkpoints)
+    return {"unit": found.unit, "number": found.number, "path": str(found.path)} if found else {}
 
 
 def _forget_credentials(spec: TrainingSpec, work_dir: WorkDir, log: RunLog) -> None:
@@ -225,6 +236,7 @@ def _leave(outcome: Outcome, work_dir: WorkDir | None, log: RunLog, termination_
     targets = [(work_dir.outcome, outcome.to_json())] if work_dir else []
     targets += [(termination_message, outcome.to_small_json())] if termination_message else []
     if outcome.failure:
+        log.quote(work_dir.log() if work_dir else Path("train.log"), outcome.failure.log_tail)
         log.say(outcome.failure.message, "error")
         log.say(outcome.failure.cure)
     elif outcome.status == "succeeded":

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from typing import Any
 
-from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure, FailureClass
-
-_LOST_PEER = re.compile(
-    r"(gloo|nccl).*(closed by peer|reset by peer|broken pipe|timed out waiting|remote process exited)", re.I | re.S
-)
-"""What the collective libraries of PyTorch say where another process of the training is gone."""
+from airflow_provider_finetune.contract.causes import failure_of, input_at_fault
+from airflow_provider_finetune.contract.last_words import meaning
+from airflow_provider_finetune.contract.outcome import Failure, FailureClass
 
 
 class RunFailed(Exception):
@@ -22,11 +18,15 @@ class RunFailed(Exception):
     :param cause: short stable name.
     :param message: what happened to which object.
     :param cure: what to do.
+    :param parameter: the argument at fault, where it is not the usual one of the cause.
     """
 
-    def __init__(self, failure_class: FailureClass, cause: str, message: str, cure: str) -> None:
+    def __init__(
+        self, failure_class: FailureClass, cause: str, message: str, cure: str, *, parameter: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.failure = Failure(failure_class=failure_class, cause=cause, message=message, cure=cure)
+        at_fault = input_at_fault(cause) if parameter is None else parameter
+        self.failure = Failure(failure_class=failure_class, cause=cause, message=message, cure=cure, parameter=at_fault)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let it come from another process as what it is."""
@@ -36,8 +36,8 @@ class RunFailed(Exception):
 class UserError(RunFailed):
     """Something that only the DAG author can change, so that a retry is pointless."""
 
-    def __init__(self, cause: str, message: str, cure: str) -> None:
-        super().__init__("user", cause, message, cure)
+    def __init__(self, cause: str, message: str, cure: str, *, parameter: str | None = None) -> None:
+        super().__init__("user", cause, message, cure, parameter=parameter)
 
 
 def _revive(kind: type[RunFailed], failure: Failure) -> RunFailed:
@@ -55,33 +55,18 @@ def explain(error: BaseException) -> Failure:
     for link in chain(error):
         if isinstance(link, RunFailed):
             return link.failure
-        if _LOST_PEER.search(str(link)):
-            return Failure(
-                failure_class="infrastructure",
-                cause=PEER_FAILED,
-                message=f"Another process of this training has ended: {_first_line(link)}",
-                cure="The reason is with the process that ended first: look at the other nodes' logs",
-            )
-        if is_disk_full(link):
-            return Failure(
-                failure_class="resources",
-                cause="disk_full",
-                message=f"The disk is full: {link}",
-                cure="Free space under the work directory, or put it on a larger disk (pvc_path)",
-            )
-        if isinstance(link, MemoryError) or "out of memory" in str(link).lower():
-            return Failure(
-                failure_class="resources",
-                cause="out_of_memory",
-                message=f"Memory did not suffice: {_first_line(link)}",
-                cure="Lower training_max_tokens_per_gpu or training_max_seq_len, or give the training more memory",
-            )
-    return Failure(
-        failure_class="infrastructure",
-        cause="library_crash",
-        message=f"The training ended with {type(error).__name__}: {_first_line(error)}",
-        cure="The traceback stands in train.log",
+        if known := meaning(_told(link)):
+            return known
+    return failure_of(
+        "library_crash",
+        f"The training ended with {type(error).__name__}: {_first_line(error)}",
+        "The traceback stands in train.log",
     )
+
+
+def _told(error: BaseException) -> str:
+    # A MemoryError mostly has no text.
+    return f"MemoryError: {error}" if isinstance(error, MemoryError) else str(error)
 
 
 def chain(error: BaseException | None) -> list[BaseException]:

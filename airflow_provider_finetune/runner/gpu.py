@@ -21,6 +21,11 @@ class Gpus:
         self._library = _library()
         self._handles = _handles(self._library) if self._library else []
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._handles)
+
     def memory_used(self) -> int:
         """Return the bytes in use now on the GPU that has most in use, by whomever; 0 where nobody tells."""
         most = 0

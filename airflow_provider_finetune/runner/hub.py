@@ -245,6 +245,7 @@ def _failed(wanted: Repository, cause: str, what: str) -> RunFailed:
         cause,
         f"The HuggingFace hub at {_host()} {what} for the {wanted.kind} {wanted}",
         f"Check the network of this machine and HF_ENDPOINT, or name a local directory in {wanted.argument}",
+        parameter=wanted.argument,
     )
 
 

@@ -15,7 +15,7 @@ from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.recovery import outcome_of
 from airflow_provider_finetune.runner.workdir import WorkDir
 
-_SPOILT = "non_finite_loss"
+SPOILT = "non_finite_loss"
 """Cause of a failure after which the checkpoints may hold the numbers that are no numbers."""
 
 
@@ -70,7 +70,7 @@ def _open_lineage(spec: TrainingSpec) -> tuple[WorkDir | None, str]:
             continue
         if outcome is not None and outcome.status == "succeeded":
             return None, f"the training in {found.path} has its model already"
-        if outcome is not None and outcome.failure and outcome.failure.cause == _SPOILT:
+        if outcome is not None and outcome.failure and outcome.failure.cause == SPOILT:
             return None, f"the training in {found.path} ended with a loss that was not finite"
         if not _is_same(spec, found):
             return None, f"what was trained in {found.path} was something else"

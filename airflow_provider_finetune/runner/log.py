@@ -8,11 +8,11 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from airflow_provider_finetune.contract.outcome import DATA_MARK
+from airflow_provider_finetune.contract.outcome import DATA_MARK, OUTCOME_MARK, PROGRESS_MARK
 
 
 class RunLog:
@@ -24,6 +24,8 @@ class RunLog:
     """
 
     def __init__(self) -> None:
+        self.began = 0
+        """Where in ``train.log`` this try begins, behind those before it."""
         self._file: BinaryIO | None = None
         self._lock = threading.Lock()
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -34,6 +36,7 @@ class RunLog:
         """Begin to write ``train.log``."""
         try:
             self._file = path.open("ab", buffering=0)
+            self.began = self._file.tell()
         except OSError as error:
             self._print(f"warning: there will be no train.log: {error}")
 
@@ -57,6 +60,16 @@ class RunLog:
         for line in text.splitlines():
             # Behind a bar no line can be taken for one of ours.
             self._to_stdout(DATA_MARK + line)
+
+    def quote(self, path: Path, lines: Sequence[str]) -> None:
+        """Put the end of a log into the task log, folded where Airflow shows it.
+
+        :param path: of the log.
+        :param lines: of it.
+        """
+        if lines:
+            for line in (f"::group::The last {len(lines)} lines of {path}", *lines, "::endgroup::"):
+                self._to_stdout(line)
 
     def machine(self, mark: str, content: Mapping[str, Any] | str) -> None:
         """Put one machine-readable line into the task log."""
@@ -85,16 +98,27 @@ class RunLog:
             print(line, flush=True)
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """Return the last lines of a log, each at most 500 characters; nothing where it cannot be read."""
+def tail(path: Path, lines: int, since: int = 0) -> list[str]:
+    """Return the last lines of a log, each at most 500 characters; nothing where it cannot be read.
+
+    Lines for machines are left out.
+
+    :param path: the log.
+    :param lines: how many at most.
+    :param since: position in the log before which nothing is read.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
+            file.seek(max(since, path.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
     found = [line[-500:] for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return [line for line in found if not _LEAKS.match(line)][-lines:]
+    return [line for line in found if not (_LEAKS.match(line) or line.startswith(_MARKS))][-lines:]
+
+
+_TAIL_BYTES = 128 << 10
+_MARKS = (PROGRESS_MARK, OUTCOME_MARK, DATA_MARK, "::")
 
 
 _LEAKS = re.compile(r"nanobind: | - (leaked |\.\.\. skipped remainder)|See https://nanobind")

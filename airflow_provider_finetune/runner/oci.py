@@ -88,7 +88,8 @@ def _failure(uri: str, argument: str, log: str) -> Exception:
         cure = "Give the training an auth.json with the right to read it (skopeo login), named by REGISTRY_AUTH_FILE"
         return UserError("model_unreadable", message, cure)
     cure = "Check the network of the training and that the registry answers; a private authority's certificate "
-    return RunFailed("infrastructure", "registry_unreachable", message, cure + "can be named by SSL_CERT_FILE")
+    cure += "can be named by SSL_CERT_FILE"
+    return RunFailed("infrastructure", "registry_unreachable", message, cure, parameter=argument)
 
 
 def _layers(image: Path) -> Iterator[Path]:

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from airflow_provider_finetune.contract.causes import failure_of
+from airflow_provider_finetune.contract.last_words import behind
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.runner.failures import explain
 
@@ -42,7 +44,8 @@ def why_ended(checkpoints: Path, algorithm: str, node: int) -> Failure | None:
         return killed(int(root["rank"]), -int(root["code"]))
     raised = [found for line in printed.splitlines() if (found := _RAISED.fullmatch(line.strip()))]
     raised = [found for found in raised if not found["type"].endswith(_OF_TORCHRUN)]
-    return _explained(raised, root["rank"] if root else None)
+    failure = _explained(raised, root["rank"] if root else None)
+    return behind(failure, printed.splitlines()) if failure else None
 
 
 def _explained(raised: Sequence[re.Match[str]], rank: str | None) -> Failure | None:
@@ -60,9 +63,8 @@ def killed(rank: int, number: int) -> Failure:
     :param rank: of the process.
     :param number: of the signal.
     """
-    return Failure(
-        failure_class="infrastructure",
-        cause="killed",
-        message=f"Process {rank} of the training was ended by {signal.Signals(number).name}",
-        cure="The last lines of the log stand below. SIGKILL often means that the machine ran out of memory",
+    return failure_of(
+        "killed",
+        f"Process {rank} of the training was ended by {signal.Signals(number).name}",
+        "The last lines of train.log stand above. SIGKILL often means that the machine ran out of memory",
     )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from airflow_provider_finetune.contract.last_words import meaning
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import algorithms, backends, publishing, storage
 from airflow_provider_finetune.runner.events import Events
@@ -103,17 +104,33 @@ def find_device(spec: TrainingSpec) -> str:
 
     there = torch.cuda.is_available()
     if spec.device == "cuda" and not there:
-        raise RunFailed(
-            "infrastructure",
-            "no_cuda_device",
-            "A GPU was asked for, and this machine has no CUDA device that PyTorch can use",
-            "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
-        )
+        raise _no_device()
     if spec.device != "cpu" and there:
         ensure_installed_on_cuda(spec)
         return "cuda"
     algorithms.refuse_quantisation_on_cpu(spec)
     return "cpu"
+
+
+def _no_device() -> RunFailed:
+    """Say why PyTorch finds no device: it tells when it is told to begin, and not when it is asked."""
+    import torch
+
+    try:
+        torch.cuda.init()
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    known = meaning(said)
+    if known and known.cause == "driver_too_old":
+        return RunFailed(known.failure_class, known.cause, known.message, known.cure)
+    why = next(iter(said.splitlines()), "")
+    return RunFailed(
+        "infrastructure",
+        "no_cuda_device",
+        "A GPU was asked for, and this machine has no CUDA device that PyTorch can use" + f" ({why})" * bool(why),
+        "Look at the node's driver and device plugin, and whether the image's PyTorch is made for its GPU",
+    )
 
 
 def import_libraries(algorithm: str, device: str) -> str:

@@ -20,13 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_finetune.contract.causes import failure_of
+from airflow_provider_finetune.contract.last_words import NCCL_FAILURE, last_exception, meaning_of_log
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, PROGRESS_MARK, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import checkpoints
 from airflow_provider_finetune.runner.environment import child_environment
 from airflow_provider_finetune.runner.events import VARIABLE
 from airflow_provider_finetune.runner.gpu import Gpus
-from airflow_provider_finetune.runner.log import RunLog
+from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.progress import Progress, progress_line
 from airflow_provider_finetune.runner.reporting.series import Series
@@ -34,8 +36,11 @@ from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.workdir import WorkDir
 
 _POLL_SECONDS = 0.5
-_FOLLOWS_FROM_A_SIGNAL = ("library_crash", "ended_early")
+_FOLLOWS_FROM_A_SIGNAL = ("library_crash", "ended_early", NCCL_FAILURE)
 _LAST_WORDS_SECONDS = 3.0
+_READ_LINES = 1000
+"""Of ``train.log``, in which the reason of an end without a word is looked for."""
+
 _TO_REPORT_SECONDS = 5.0
 """Of the grace period, kept for the outcome when the child has gone."""
 
@@ -69,11 +74,12 @@ class Supervisor:
         self.series = Series()
         self._spec, self._work_dir, self._log, self._stop = spec, work_dir, log, stop
         self._grace = max(grace - _TO_REPORT_SECONDS, grace / 2)
-        self._scratch = work_dir.scratch(node)
+        self._node, self._scratch = node, work_dir.scratch(node)
         self._progress = Progress(epochs)
         self._follower = MetricsFollower(work_dir.checkpoints, spec.algorithm, epochs)  # type: ignore[arg-type]
         self._trainer: int | None = None
         self._gpus: Gpus | None = None
+        self._training_since = 0.0
         self._printed_step = 0
         self._next_line = 0.0
         self._peak_memory = 0
@@ -111,6 +117,7 @@ class Supervisor:
         figures = {
             "peak_memory_bytes": self._peak_memory,
             "peak_gpu_memory_bytes": self._peak_gpu_memory,
+            "gpu_seconds": round(self._gpus.count * (time.monotonic() - self._training_since)) if self._gpus else 0,
             "tokens_per_second": None if self.series.tokens_per_second else self._progress.overall_tokens_per_second(),
         }
         self.facts["metrics"].update({name: figure for name, figure in figures.items() if figure})
@@ -175,6 +182,7 @@ class Supervisor:
         elif kind == "training":
             self._trainer = event["pid"]
             self._gpus = Gpus() if event.get("device") == "cuda" else None
+            self._training_since = time.monotonic()
         elif kind == "failed":
             # What has come first is the cause, unless it is only that somebody else is gone.
             if self.failure is None or self.failure.cause == PEER_FAILED:
@@ -218,20 +226,28 @@ class Supervisor:
         if self._stop.number is not None and (self.failure is None or self.failure.cause in _FOLLOWS_FROM_A_SIGNAL):
             self.failure = self._stop.failure(step.strip(), checkpoints.newest(self._work_dir.checkpoints))
         elif self.failure is None and killed_for_memory:
-            self.failure = Failure(
-                failure_class="resources",
-                cause="out_of_memory",
-                message=f"The kernel ended the training{step} because memory was used up",
-                cure="Lower training_max_tokens_per_gpu or training_max_seq_len, or give the training more memory",
+            self.failure = failure_of(
+                "out_of_memory",
+                f"The kernel ended the training{step} because memory was used up",
+                "Raise training_resource_memory_per_worker, or lower training_max_tokens_per_gpu or "
+                "training_max_seq_len",
             )
         elif self.failure is None:
-            end = signal.Signals(-returncode).name if returncode < 0 else f"exit status {returncode}"
-            self.failure = Failure(
-                failure_class="infrastructure",
-                cause="killed" if returncode == -signal.SIGKILL else "library_crash",
-                message=f"The training process was ended by {end}{step} without a word of its own",
-                cure="The last lines of train.log stand below. SIGKILL often means that the machine ran out of memory",
-            )
+            self.failure = self._without_a_word(returncode, step)
+
+    def _without_a_word(self, returncode: int, step: str) -> Failure:
+        """Return why the child has ended, by its status and by what was printed."""
+        printed = tail(self._work_dir.log(self._node), _READ_LINES, self._log.began)
+        if returncode != -signal.SIGKILL and (known := meaning_of_log(printed)):
+            return known
+        end = signal.Signals(-returncode).name if returncode < 0 else f"exit status {returncode}"
+        raised = last_exception(printed)
+        return failure_of(
+            "killed" if returncode == -signal.SIGKILL else "library_crash",
+            f"The training process was ended by {end}{step} without a word of its own"
+            + f"; its last exception: {raised}" * bool(raised),
+            "The last lines of train.log stand above. SIGKILL often means that the machine ran out of memory",
+        )
 
 
 def _reader(target: Callable[[], None]) -> threading.Thread:

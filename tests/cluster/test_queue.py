@@ -101,4 +101,4 @@ def test_gpus_are_given_to_the_pod_with_a_process_for_each(
     assert {"name": "PET_NPROC_PER_NODE", "value": "2"} in container["env"]
     assert pod["spec"]["nodeName"] == "node1"
     # The GPUs are pretended, which the runner notices before anything is trained.
-    assert re.findall(r"Training failed \((.*)\)", result.log) == ["infrastructure: no_cuda_device"]
+    assert re.findall(r"Training failed \((.*?)\)", result.log) == ["infrastructure: no_cuda_device"]

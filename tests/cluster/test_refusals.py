@@ -299,7 +299,7 @@ LATE: dict[str, tuple[dict[str, Any], str, str, str]] = {
         },
         "user",
         'configmap "nowhere" not found',
-        "training_kubernetes_config",
+        "kubernetes_config",
     ),
     "a quota of GPUs": (
         {"training_resource_gpu_per_worker": 2, "gpu_resource": "example.org/gpu"},

@@ -21,6 +21,7 @@ FAILURE = Failure(
     message="The training process was killed for memory",
     cure="Ask for more memory",
     log_tail=["step 1", "step 2"],
+    parameter="training_resource_memory_per_worker",
 )
 
 OUTCOME = Outcome(
@@ -54,6 +55,7 @@ GOLDEN = {
     "dataset": {"rows": 10, "rows_dropped": {}},
     "versions": {"training-hub": "0.11.2"},
     "loss_curve": [[1, 2.5], [20, 1.5]],
+    "checkpoint": {},
     "version": 1,
 }
 
@@ -63,6 +65,7 @@ GOLDEN_FAILURE = {
     "message": "The training process was killed for memory",
     "cure": "Ask for more memory",
     "log_tail": ["step 1", "step 2"],
+    "parameter": "training_resource_memory_per_worker",
 }
 
 

@@ -25,7 +25,7 @@ from airflow_provider_finetune.launchers.observed import (
 )
 
 NAMESPACE = "ml"
-_KINDS = ("trainjobs", "pods")
+_KINDS = ("trainjobs", "pods", "workloads")
 
 
 def at(seconds_ago: float) -> str:

@@ -217,6 +217,51 @@ def test_the_cause_is_kept_of_a_pod_that_goes_before_the_job_fails(monkeypatch: 
     in_cluster(monkeypatch, story)
 
 
+def test_a_training_that_was_ended_says_itself_what_it_has_left(monkeypatch: Any, told: Any) -> None:
+    kept = {"unit": "step", "number": 7, "path": "/mnt/c/checkpoint-7"}
+    failure = Failure(failure_class="preempted", cause="terminated", message="SIGTERM")
+    words = Outcome(status="failed", failure=failure, work_dir="/mnt/c", checkpoint=kept).to_small_json()
+
+    async def story(cluster: FakeCluster) -> None:
+        cluster.put("trainjobs", train_job("a", age=30))
+        cluster.put("pods", pod("a", running(20), age=30))
+        deleted = cluster.remove
+
+        def remove(kind: str, name: str) -> None:
+            if kind == "pods":
+                cluster.put("pods", pod("a", terminated(1, words, ran=20), phase="Failed", age=30))
+            deleted(kind, name)
+
+        monkeypatch.setattr(cluster, "remove", remove)
+        payload = await event_of(trigger_of("a", clocks={"training_timeout": 10}))
+        outcome = payload["outcome"]
+        assert outcome["failure"]["cause"] == "training_timeout"
+        assert (outcome["work_dir"], outcome["checkpoint"]) == ("/mnt/c", kept)
+
+    in_cluster(monkeypatch, story)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_only_kueues_own_object_says_is_told_where_it_may_be_read(
+    monkeypatch: Any, told: Any, readable: bool
+) -> None:
+    said = condition("QuotaReserved", 1, "False", reason="Inadmissible", message="LocalQueue q doesn't exist")
+    labels = {"kueue.x-k8s.io/job-uid": "uid-a"}
+
+    async def story(cluster: FakeCluster) -> None:
+        if not readable:
+            cluster.refuse["workloads"] = (403, "no right")
+        item = {"metadata": {"name": "trainjob-a", "uid": "w", "labels": labels}, "status": {"conditions": [said]}}
+        cluster.put("workloads", item)
+        cluster.put("trainjobs", train_job("a", condition("Suspended", 30), age=30, suspend=True))
+        payload = await event_of(trigger_of("a", clocks={"queue_timeout": None if readable else 1}))
+        cause = payload["outcome"]["failure"]["cause"]
+        assert cause == ("queue_missing" if readable else "queue_timeout")
+        assert "trainjobs/a" in str(cluster.requests)
+
+    in_cluster(monkeypatch, story)
+
+
 def test_lines_of_the_training_are_in_the_task_log_once_and_before_the_word_failed(monkeypatch: Any, told: Any) -> None:
     words = Outcome(status="failed", failure=Failure(failure_class="user", cause="bad_rows", message="Row 7"))
     machine = [PROGRESS_MARK + json.dumps({"step": 1}), OUTCOME_MARK + words.to_small_json()]

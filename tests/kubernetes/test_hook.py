@@ -291,6 +291,18 @@ def test_the_reading_of_an_endless_log_stops(api: ApiServer, call: Call) -> None
     assert sent < 100_000_000  # what lies in the buffers of both sides
 
 
+@pytest.mark.parametrize("served", ["v1beta2", "v1beta1", None])
+def test_what_kueue_says_of_a_job_is_read_in_any_of_its_versions(
+    api: ApiServer, call: Call, served: str | None
+) -> None:
+    said = [{"type": "QuotaReserved", "status": "False"}]
+    for version in ("v1beta2", "v1beta1"):
+        found = {"items": [{"status": {"conditions": said}}, {}]} if version == served else status(404, "NotFound", "")
+        api.answer(f"get /apis/kueue.x-k8s.io/{version}/namespaces/ml/workloads", found)
+    assert call(lambda hook: hook.queue_conditions("u1")) == (said if served else [])
+    assert api.requests[0].params == {"labelSelector": "kueue.x-k8s.io/job-uid=u1"}
+
+
 def test_events_of_several_objects_are_in_order_of_time_whoever_wrote_them(api: ApiServer, call: Call) -> None:
     def events(request: Any) -> Any:
         times = {

@@ -304,7 +304,7 @@ def test_only_a_job_that_is_there_is_named_as_a_place_to_look_at(
     api.answer(f"patch {JOBS}/a", {"kind": "TrainJob"})
     with pytest.raises(TrainingFailed) as error:
         Task(**arguments).execute_complete(context(), event(failed(), **more))
-    assert ("TrainJob a in namespace ml" in error.value.where) is stays
+    assert ("TrainJob a (kubectl --namespace ml describe trainjob a)" in error.value.where) is stays
     assert (f"DELETE {JOBS}/a" in api.asked) is not (stays or "gone" in more)
 
 

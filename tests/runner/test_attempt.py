@@ -164,3 +164,29 @@ def test_a_chart_that_cannot_be_published_is_found_in_the_work_directory(
     outcome = drawn(tmp_path, "succeeded", output_loss_chart=str(tmp_path / "file" / "out"))
     assert outcome.loss_chart == (tmp_path / "1" / "loss.html").as_uri()
     assert "warning: The loss chart could not be written" in capsys.readouterr().out
+
+
+def test_a_failure_is_left_with_the_end_of_the_log_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"line {number}" for number in range(3)]
+    failure = Failure(failure_class="user", cause="dataset_empty", message="No row", cure="Write one", log_tail=lines)
+    assert attempt._leave(Outcome(status="failed", failure=failure), WorkDir(tmp_path), RunLog(), None) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[:5] == [f"::group::The last 3 lines of {tmp_path / 'train.log'}", *lines, "::endgroup::"]
+    assert said[5:7] == ["error: No row", "Write one"]
+
+
+@pytest.mark.parametrize(
+    ("resume", "cause", "kept"),
+    [("auto", "out_of_memory", True), ("never", "out_of_memory", False), ("auto", "non_finite_loss", False)],
+)
+def test_the_checkpoint_is_named_that_a_retry_goes_on_from(tmp_path: Path, resume: str, cause: str, kept: bool) -> None:
+    for step in (3, 12):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").touch()
+    spec = TrainingSpec(algorithm="sft", base_model="m", dataset="d", work_dir=str(tmp_path), resume=resume)
+    failure = Failure(failure_class="resources", cause=cause, message="m")
+    path = str(tmp_path / "checkpoints" / "checkpoint-12")
+    found = attempt._checkpoint(spec, WorkDir(tmp_path), failure)
+    assert found == ({"unit": "step", "number": 12, "path": path} if kept else {})

@@ -10,6 +10,8 @@ import pytest
 
 from airflow_provider_finetune.runner.failures import RunFailed, UserError, explain
 
+SHM = "shared_memory_full"
+
 
 def caused_by(cause: BaseException) -> BaseException:
     """Return an exception that was raised because of another."""
@@ -33,7 +35,17 @@ def caused_by(cause: BaseException) -> BaseException:
         (shutil.Error([("a", "b", f"[Errno 122] {os.strerror(errno.EDQUOT)}: 'b'")]), "resources", "disk_full"),
         (Exception("I/O error: No space left on device (os error 28)"), "resources", "disk_full"),
         (MemoryError(), "resources", "out_of_memory"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "resources", "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "resources", "out_of_memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "resources", "gpu_out_of_memory"),
+        (RuntimeError("NCCL Error 1: cuda failure 2 'out of memory'"), "resources", "gpu_out_of_memory"),
+        (RuntimeError("unable to allocate shared memory: /dev/shm/t: No space left on device"), "resources", SHM),
+        (RuntimeError("worker (pid 7) is killed by signal: Bus error. out of shared memory"), "resources", SHM),
+        (RuntimeError("NCCL error in: NCCLUtils.cpp:77, unhandled system error"), "infrastructure", "nccl_failure"),
+        (RuntimeError("Watchdog caught collective operation timeout"), "infrastructure", "nccl_failure"),
+        (RuntimeError("[gloo] Connection closed by peer [10.0.0.1]:5"), "infrastructure", "peer_failed"),
+        (RuntimeError("The NVIDIA driver on your system is too old"), "infrastructure", "driver_too_old"),
+        (RuntimeError("No CUDA GPUs are available"), "infrastructure", "no_cuda_device"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "infrastructure", "gpu_broken"),
         (ValueError("something\nlong"), "infrastructure", "library_crash"),
     ],
 )

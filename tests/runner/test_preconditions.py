@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.preconditions import ensure_installed_on_cuda
+from airflow_provider_finetune.runner.failures import RunFailed, UserError
+from airflow_provider_finetune.runner.preconditions import ensure_installed_on_cuda, find_device
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +61,41 @@ def test_an_environment_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="no torchrun beside"):
         ensure_installed_on_cuda(of("sft", disable_flash_attn=True))
+
+
+@pytest.mark.parametrize(
+    ("said", "cause", "message"),
+    [
+        (
+            RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update"),
+            "driver_too_old",
+            "older than the CUDA of the image's PyTorch: RuntimeError: The NVIDIA driver",
+        ),
+        (
+            RuntimeError("Found no NVIDIA driver on your system.\nPlease check"),
+            "no_cuda_device",
+            "(RuntimeError: Found no",
+        ),
+        (
+            AssertionError("Torch not compiled with CUDA enabled"),
+            "no_cuda_device",
+            "(AssertionError: Torch not compiled",
+        ),
+        (None, "no_cuda_device", "that PyTorch can use"),
+    ],
+)
+def test_why_there_is_no_device_is_what_pytorch_says_when_it_begins(
+    monkeypatch: pytest.MonkeyPatch, said: Exception | None, cause: str, message: str
+) -> None:
+    def begin() -> None:
+        if said:
+            raise said
+
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False, init=begin))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(RunFailed) as raised:
+        find_device(TrainingSpec(algorithm="sft", base_model="m", dataset="d", work_dir="w", device="cuda"))
+    failure = raised.value.failure
+    assert (failure.failure_class, failure.cause) == ("infrastructure", cause)
+    assert message in failure.message
+    assert "\n" not in failure.message

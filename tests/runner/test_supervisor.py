@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,15 @@ def test_facts_of_a_child_are_gathered_and_its_output_is_kept(supervise: Start, 
     assert child.facts["model_uri"] == "file:///m"
     assert {"seconds_check": 1, "seconds_training": 2}.items() <= child.facts["metrics"].items()
     assert "from a library" in (tmp_path / "train.log").read_text()
+
+
+def test_the_time_of_all_gpus_is_counted_from_the_start_of_the_training(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Gpus", lambda: SimpleNamespace(count=8, memory_used=lambda: 5))
+    child = supervise("time.sleep(1)\ntell('training', pid=os.getpid(), device='cuda')\ntime.sleep(1)\nos._exit(3)\n")
+    child.run()
+    assert 8 <= child.facts["metrics"]["gpu_seconds"] < 16
 
 
 def test_nobody_waits_for_a_grandchild_that_holds_the_pipes(supervise: Start) -> None:
@@ -176,6 +186,29 @@ def test_an_end_without_a_word_is_told_by_its_status(supervise: Start) -> None:
     assert child.failure is not None
     assert (child.failure.cause, child.failure.failure_class) == ("library_crash", "infrastructure")
     assert "exit status 7" in child.failure.message
+
+
+def test_an_end_without_a_word_is_told_by_what_was_printed(supervise: Start) -> None:
+    child = supervise("print('Traceback (most recent call last):\\nSomeError: five is odd')\nos._exit(7)\n")
+    child.run()
+    assert child.failure is not None
+    assert child.failure.cause == "library_crash"
+    assert child.failure.message.endswith("; its last exception: SomeError: five is odd")
+
+
+def test_an_end_without_a_word_is_that_of_the_memory_where_that_was_printed(supervise: Start, tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("OSError: [Errno 28] No space left on device\n")  # of the try before
+    out_of_memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
+    child = supervise(f"print({out_of_memory!r})\nos._exit(7)\n")
+    child.run()
+    assert cause_of(child) == "gpu_out_of_memory"
+
+
+def test_what_the_try_before_has_printed_is_no_reason(supervise: Start, tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("OSError: [Errno 28] No space left on device\n")
+    child = supervise("os._exit(7)\n")
+    child.run()
+    assert cause_of(child) == "library_crash"
 
 
 def test_a_kill_by_the_kernel_for_memory_is_told_as_such(supervise: Start, monkeypatch: pytest.MonkeyPatch) -> None:

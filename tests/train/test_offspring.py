@@ -48,8 +48,8 @@ def end(tmp_path: Path) -> object:
         (
             "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.')",
             "resources",
-            "out_of_memory",
-            "Memory did not suffice: CUDA out of memory. Tried to allocate 20.00 MiB.",
+            "gpu_out_of_memory",
+            "GPU memory did not suffice: CUDA out of memory. Tried to allocate 20.00 MiB.",
         ),
         ("OSError(28, 'No space left on device')", "resources", "disk_full", "The disk is full"),
         (
@@ -77,6 +77,19 @@ def test_the_process_that_was_first_is_told_and_not_the_one_that_it_took_along(e
         processes=2,
     )
     assert "of the first" in failure.message
+
+
+def test_a_failure_of_nccl_that_was_really_one_of_memory_is_told_as_that(end: object) -> None:
+    failure = end(  # type: ignore[operator]
+        "if rank == 1:\n"
+        "    print('torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.', flush=True)\n"
+        "    time.sleep(30)\n"
+        "time.sleep(2)\n"
+        "raise dist.DistBackendError('NCCL error in: NCCLUtils.cpp:77, remote process exited')\n",
+        processes=2,
+    )
+    assert (failure.failure_class, failure.cause) == ("resources", "gpu_out_of_memory")
+    assert "Tried to allocate 2 GiB. The other processes only lost it" in failure.message
 
 
 def test_a_process_that_was_killed_is_told_with_the_signal(end: object) -> None:

@@ -85,11 +85,12 @@ class _Source:
         message = f"{self._argument}: {self.name} cannot be read: {fault.why}"
         if fault.kind == "unreachable":
             cure = fault.cure or "Try again; if it stays so, check the address and the network of the training"
-            return RunFailed("infrastructure", "source_unreachable", message, cure)
+            return RunFailed("infrastructure", "source_unreachable", message, cure, parameter=self._argument)
         if fault.kind == "cut_off":
             return cut_off(message)
         cause = {"missing": f"{self._what}_missing", "refused": f"{self._what}_unreadable"}
-        return UserError(cause.get(fault.kind, "unsupported_uri"), message, fault.cure or "Name another place")
+        cure = fault.cure or "Name another place"
+        return UserError(cause.get(fault.kind, "unsupported_uri"), message, cure, parameter=self._argument)
 
     def list(self) -> dict[str, int | None]:
         """Return relative names and sizes, in the order of the names; none where there is nothing."""

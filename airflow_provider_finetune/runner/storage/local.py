@@ -70,6 +70,7 @@ def ensure_writable(directory: Path, argument: str) -> None:
             "output_not_writable",
             f"{argument}: {directory} cannot be written: {error.strerror or error}",
             "Name a directory that the user who runs the training may write",
+            parameter=argument,
         ) from error
 
 

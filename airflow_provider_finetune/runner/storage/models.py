@@ -51,4 +51,4 @@ def in_use(argument: str, why: str) -> UserError:
     :param why: what lies there.
     """
     cure = f"Name a directory of its own in {argument}, one that is new, empty or holds an earlier model"
-    return UserError("output_in_use", f"{argument}: {why}", cure)
+    return UserError("output_in_use", f"{argument}: {why}", cure, parameter=argument)

@@ -199,9 +199,9 @@ class RemotePlace:
         message = f"{self._argument}: {self.uri} cannot be {done}: {fault.why}"
         if fault.kind in ("unreachable", "cut_off"):
             cure = fault.cure or "Try again; if it stays so, check the address and the network of the training"
-            return RunFailed("infrastructure", "output_unreachable", message, cure)
+            return RunFailed("infrastructure", "output_unreachable", message, cure, parameter=self._argument)
         if fault.kind == "unsupported":
-            return UserError(
-                "unsupported_uri", message, "Name a local path or a store that can be written, such as s3://"
-            )
-        return UserError("output_not_writable", message, fault.cure or "Name another place")
+            cure = "Name a local path or a store that can be written, such as s3://"
+            return UserError("unsupported_uri", message, cure, parameter=self._argument)
+        cure = fault.cure or "Name another place"
+        return UserError("output_not_writable", message, cure, parameter=self._argument)
