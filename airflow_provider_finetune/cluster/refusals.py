@@ -18,6 +18,7 @@ from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.exceptions import TrainingFailed, TrainingRejected
 
 RBAC = "docs/kubernetes/rbac.yaml"
+RBAC_OF_PODS = "rbac-pod.yaml"
 TRAINER = "Kubeflow Trainer 2.1 or later"
 _LONGEST_MESSAGE = 1000
 
@@ -163,7 +164,13 @@ def _forbidden(asked: Asked, answer: _Answer) -> Failure:
             "forbidden",
             f"{right['user']!r}, the account of connection {asked.conn_id!r}, may not {right['verb']} "
             f"{right['resource']!r} of API group {right['group']!r} {where}",
-            f"Grant it that right, or name another namespace or connection; {RBAC} has the least that is needed",
+            f"Grant it that right, or name another namespace or connection; {_least_rights(right['group'])}",
+        )
+    if "looking up service account" in answer.text:
+        return failure_of(
+            "service_account_missing",
+            f"The service account of {asked.object} is not there: {answer.message}",
+            "Make it in the job's namespace, or correct service_account_name in kubernetes_config",
         )
     if "exceeded quota: " in answer.text:
         return failure_of(
@@ -180,6 +187,11 @@ def _forbidden(asked: Asked, answer: _Answer) -> Failure:
             "Name another one by namespace=, or make it again",
         )
     return _rejected(asked, answer)
+
+
+def _least_rights(group: str) -> str:
+    by_launcher = "" if group else f", {RBAC_OF_PODS} for launcher='pod'"
+    return f"{RBAC} has the least that is needed{by_launcher}"
 
 
 def _no_runtime(kind: str, name: str) -> Failure:

@@ -35,8 +35,9 @@ def train(run: Callable[..., SimpleNamespace]) -> Train:
     """Run a task that must fail, tried twice if it may; give its error in parts, its tries and its log."""
 
     def fail(**arguments: Any) -> SimpleNamespace:
+        base = {"trainjob": "CLUSTER", "pod": "POD"}[arguments.pop("launcher", "trainjob")]
         arguments = {"retries": 1, "retry_delay": 0, **arguments}
-        result = run(f'LoRAOperator(task_id="train", **CLUSTER | {arguments!r})')
+        result = run(f'LoRAOperator(task_id="train", **{base} | {arguments!r})')
         assert result.state == "failed"
         parts = r"Error: Training failed \((\w+): (\w+)\)\. (.*)\nWhat to do: (.*)\n"
         found = re.findall(parts.replace("Error", r"\w+"), result.log)
@@ -65,7 +66,10 @@ def made(cluster: Cluster) -> Iterator[Callable[..., None]]:
 
 
 def jobs(cluster: Cluster, namespace: str) -> list[str]:
-    return cluster.kubectl("get", "trainjobs", f"--namespace={namespace}", "--output=name").split()
+    """Workloads of either kind: of all pods those that belong to no TrainJob."""
+    found = cluster.kubectl("get", "trainjobs", f"--namespace={namespace}", "--output=name").split()
+    selector = "--selector=airflow-provider-finetune/whole"
+    return found + cluster.kubectl("get", "pods", selector, f"--namespace={namespace}", "--output=name").split()
 
 
 # The connection.
@@ -160,7 +164,7 @@ def test_a_right_to_watch_that_is_missing_is_named_and_ends_no_training(
     error = train(queue_name=queue)  # so that it does not end meanwhile
     assert (error.kind, error.cause, error.tries) == ("infrastructure", "forbidden", 2)
     assert f"'{account}', the account of connection 'kubernetes_default', may not watch 'pods'" in error.message
-    assert "rbac.yaml has the least that is needed. A retry goes on with the job" in error.cure
+    assert "rbac-pod.yaml for launcher='pod'. A retry goes on with the job" in error.cure
     (job,) = {*jobs(cluster, namespace)} - {*before}
     assert f"Following TrainJob {job.partition('/')[2]} of an earlier try" in error.log
     end_jobs(cluster, namespace)
@@ -259,15 +263,18 @@ HOPELESS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }
 
 
+@pytest.mark.parametrize("launcher", ["trainjob", "pod"])
 @pytest.mark.parametrize("what", HOPELESS)
-def test_a_start_without_hope_ends_at_once_and_leaves_no_job(cluster: Cluster, namespace: str, train: Train, what: str):
+def test_a_start_without_hope_ends_at_once_and_leaves_no_job(
+    cluster: Cluster, namespace: str, train: Train, wait: Callable[..., Any], what: str, launcher: str
+):
     arguments, cause, said, cure = HOPELESS[what]
     before = jobs(cluster, namespace)
-    error = train(**arguments)
+    error = train(**arguments, launcher=launcher)
     assert (error.kind, error.cause, error.tries) == ("user", cause, 1)
     assert said in error.message
     assert cure in error.cure
-    assert jobs(cluster, namespace) == before
+    wait(lambda: jobs(cluster, namespace) == before, "end of the job")
 
 
 LATE: dict[str, tuple[dict[str, Any], str, str, str]] = {
