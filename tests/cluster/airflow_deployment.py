@@ -162,6 +162,19 @@ class AirflowDeployment:
         """A task instance as the API tells it: ``state``, ``try_number``, ``pid``, ``trigger`` and others."""
         return self._call("GET", _instance(dag_id, run_id, task_id, map_index))
 
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of a run, at most a hundred."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        found: list[dict[str, Any]] = self._call("GET", path, params={"limit": 100})["task_instances"]
+        return found
+
+    def running(self) -> list[tuple[str, str, str, int]]:
+        """DAG, run, task and map index of what runs now on a worker."""
+        path, params = "/dags/~/dagRuns/~/taskInstances", {"state": "running"}
+        names = ("dag_id", "dag_run_id", "task_id", "map_index")
+        found = self._call("GET", path, params=params)["task_instances"]
+        return [tuple(task[name] for name in names) for task in found if task["pid"]]
+
     def wait_for_state(
         self, dag_id: str, run_id: str, task_id: str, *states: str, map_index: int = -1, timeout: float = 90
     ) -> dict[str, Any]:
