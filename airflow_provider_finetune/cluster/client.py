@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.cluster.asked import Asked
 from airflow_provider_finetune.cluster.credentials import opened
-from airflow_provider_finetune.cluster.refusals import Refused, refusal, unreachable
+from airflow_provider_finetune.cluster.refusals import Refused, refusal, refused, starting, unreachable
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -26,6 +26,8 @@ REQUEST_SECONDS = 60.0
 """A create passes up to five admission checks, each of which may take 10 s."""
 
 _LONGEST_PAUSE = 30.0
+
+_READY_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -104,12 +106,19 @@ class ClusterClient:
         :param timeout: seconds for the whole of it.
         :raises Refused: it is refused, or there is no answer; the attempts of a passing cause are used up.
         """
+        ready: bool | None = False
         for pause in (*self.pauses, None):
             try:
                 async with self.answer(asked, method, path, query=query, body=body, timeout=timeout) as answer:
                     return _json(asked, await answer.read())
             except Refused as error:
-                if pause is None or not error.passing:
+                # For a moment after its start an API server knows nobody's rights, and refuses all that needs any.
+                unsure = error.cause == "forbidden" and not ready
+                if unsure:
+                    ready = await self._ready(asked)
+                if pause is None and unsure and ready is False:
+                    raise refused(asked, starting(error.failure), status=error.status) from error
+                if pause is None or not (error.passing or unsure):
                     raise
                 await asyncio.sleep(min(max(pause * random.uniform(0.5, 1.5), error.retry_after or 0), _LONGEST_PAUSE))
         raise AssertionError("the last attempt returns or raises")
@@ -170,6 +179,14 @@ class ClusterClient:
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                     raise unreachable(asked, api.configuration.host, error) from error
             client = await self._renewed(client)
+
+    async def _ready(self, asked: Asked) -> bool | None:
+        """Return whether the server says that it has started, ``None`` where it says neither."""
+        try:
+            async with self.answer(asked, "GET", "/readyz", timeout=_READY_SECONDS):
+                return True
+        except Refused as error:
+            return False if error.passing else None
 
     async def _renewed(self, stale: _Open) -> _Open:
         async with self._renewing:

@@ -324,6 +324,15 @@ def _unexpected(asked: Asked, answer: _Answer) -> Failure:
     )
 
 
+def starting(failure: Failure) -> Failure:
+    """Return the failure of a server that refuses, and says itself that it has not started yet.
+
+    :param failure: what it refuses.
+    """
+    message = f"The API server is starting, and does not know yet what it may allow. {failure.message}"
+    return _passing("server_error", message, f"Run the task again. Where it stays so: {failure.cure}")
+
+
 def unreachable(asked: Asked, server: str, error: BaseException) -> Refused:
     """Return the error for a request without an answer.
 

@@ -416,6 +416,43 @@ def test_a_refusal_is_not_tried_again(api: ApiServer, call: Call) -> None:
     assert len(api.asked) == 1
 
 
+MAY_NOT = 'trainjobs is forbidden: User "u" cannot list resource "trainjobs" in API group "trainer.kubeflow.org"'
+FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
+NO_PATH = status(403, "Forbidden", 'forbidden: User "u" cannot get path "/readyz"')
+READY, NOT_READY = (200, b"ok"), (500, b"[-]poststarthook/rbac/bootstrap-roles failed")
+
+
+@pytest.mark.parametrize("readiness", [READY, NOT_READY, NO_PATH])
+def test_a_right_that_a_starting_server_does_not_know_of_is_asked_for_again(
+    api: ApiServer, call: Call, readiness: Any
+) -> None:
+    api.answer("get /readyz", readiness)
+    api.answer(f"get {JOBS}", FORBIDDEN, {"items": []})
+    assert call(lambda hook: hook.list_jobs({}), pauses=(0.01, 0.01)) == []
+
+
+@pytest.mark.parametrize(
+    ("readiness", "cause", "for_good", "attempts"),
+    [
+        # One attempt more: it may have become ready since it refused.
+        (READY, "forbidden", True, 2),
+        (NO_PATH, "forbidden", True, 3),
+        (NOT_READY, "server_error", False, 3),
+    ],
+)
+def test_a_right_that_is_missing_is_an_error_for_good_where_the_server_has_started(
+    api: ApiServer, call: Call, readiness: Any, cause: str, for_good: bool, attempts: int
+) -> None:
+    api.answer("get /readyz", readiness)
+    api.answer(f"get {JOBS}", FORBIDDEN)
+    with pytest.raises(Refused) as caught:
+        call(lambda hook: hook.list_jobs({}), pauses=(0.01, 0.01))
+    assert caught.value.cause == cause
+    assert isinstance(caught.value, AirflowFailException) is for_good
+    assert "may not list 'trainjobs'" in str(caught.value)
+    assert api.asked.count(f"GET {JOBS}") == attempts
+
+
 def test_a_token_that_was_rotated_is_read_again(
     api: ApiServer, call: Call, kubeconfig: Callable[..., Path], tmp_path: Path
 ) -> None:
