@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.cluster.asked import Asked
 from airflow_provider_finetune.cluster.credentials import opened
-from airflow_provider_finetune.cluster.refusals import Refused, refusal, refused, starting, unreachable
+from airflow_provider_finetune.cluster.refusals import Refused, cut_off, refusal, refused, starting, unreachable
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -110,7 +110,7 @@ class ClusterClient:
         for pause in (*self.pauses, None):
             try:
                 async with self.answer(asked, method, path, query=query, body=body, timeout=timeout) as answer:
-                    return _json(asked, await answer.read())
+                    return _json(asked, answer.content_type, await answer.read())
             except Refused as error:
                 # For a moment after its start an API server knows nobody's rights, and refuses all that needs any.
                 unsure = error.cause == "forbidden" and not ready
@@ -218,11 +218,11 @@ async def _raise_for_status(asked: Asked, response: ClientResponse) -> None:
     raise refusal(asked, response.status, body, float(after) if after.isdigit() else None)
 
 
-def _json(asked: Asked, body: bytes) -> dict[str, Any]:
+def _json(asked: Asked, content_type: str, body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
     except ValueError:
         document = None
-    if not isinstance(document, dict):
-        raise refusal(asked, 200, "")
-    return document
+    if isinstance(document, dict):
+        return document
+    raise refused(asked, cut_off(asked), status=200) if content_type == "application/json" else refusal(asked, 200, "")

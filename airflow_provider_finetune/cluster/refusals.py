@@ -324,6 +324,15 @@ def _unexpected(asked: Asked, answer: _Answer) -> Failure:
     )
 
 
+def cut_off(asked: Asked) -> Failure:
+    """Return the failure of an answer that a connection has lost a part of; it is not known what came of the request.
+
+    :param asked: the request.
+    """
+    message = f"The answer of the API server of connection {asked.conn_id!r} broke off"
+    return _passing("unreachable", message, "Check the network and any proxy before it; run the task again")
+
+
 def starting(failure: Failure) -> Failure:
     """Return the failure of a server that refuses, and says itself that it has not started yet.
 

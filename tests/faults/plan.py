@@ -28,6 +28,7 @@ class Fault(str, Enum):
     LATE = "passed on late, also where nobody waits any more"
     SLOW = "answered late"
     HALVED = "answered by half"
+    TRIMMED = "answered by half, as if that were all"
     BUSY = "429 with Retry-After"
     BROKEN = "500"
     AWAY = "503"
@@ -36,7 +37,7 @@ class Fault(str, Enum):
     ENDED = "watch ended in the middle of a line, as if that were its end"
 
 
-_ANY = (Fault.DROPPED, Fault.LOST, Fault.SLOW, Fault.HALVED, Fault.BUSY, Fault.BROKEN, Fault.AWAY)
+_ANY = (Fault.DROPPED, Fault.LOST, Fault.SLOW, Fault.HALVED, Fault.TRIMMED, Fault.BUSY, Fault.BROKEN, Fault.AWAY)
 
 FAULTS: Mapping[Kind, tuple[Fault, ...]] = {
     Kind.CREATE: (*_ANY, Fault.LATE),

@@ -122,6 +122,8 @@ class FaultProxy:
             await asyncio.sleep(after)
         if fault is Fault.LOST:
             return _abort(request)
+        if fault is Fault.TRIMMED:
+            content = content[: len(content) // 2]
         if fault is not Fault.HALVED:
             return web.Response(status=answer.status, body=content, headers=kept)
         half = web.StreamResponse(status=answer.status, headers={**kept, "Content-Length": str(len(content))})

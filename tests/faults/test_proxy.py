@@ -74,6 +74,7 @@ async def read(hook: TrainingHook, cluster: FakeCluster) -> Any:
         (Fault.DROPPED, ("unreachable", None)),
         (Fault.LOST, ("unreachable", None)),
         (Fault.HALVED, ("unreachable", None)),
+        (Fault.TRIMMED, ("unreachable", None)),
         (Fault.BUSY, ("server_busy", 2.0)),
         (Fault.BROKEN, ("server_error", None)),
         (Fault.AWAY, ("server_error", None)),

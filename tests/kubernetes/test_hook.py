@@ -404,6 +404,17 @@ def test_a_passing_cause_is_tried_again(api: ApiServer, call: Call, passing: Any
     assert len(api.asked) == 2
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again_and_is_no_other_server(api: ApiServer, call: Call) -> None:
+    half, json_type = b'{"items": [{"metadata": {"na', {"Content-Type": "application/json"}
+    api.answer(f"get {JOBS}", half, {"items": []}, headers=json_type)
+    assert call(lambda hook: hook.list_jobs({}), pauses=(0.01,)) == []
+    api.answer(f"get {CORE}/pods", half, headers=json_type)
+    error = error_of(call, lambda hook: hook.pods({}))
+    assert (error.cause, error.passing) == ("unreachable", True)
+    api.answer(f"get {JOBS}/a", b"<html>Log in", headers={"Content-Type": "text/html"})
+    assert error_of(call, lambda hook: hook.job("a")).cause == "no_kubernetes_api"
+
+
 def test_a_server_asks_for_time_and_gets_it(api: ApiServer, call: Call) -> None:
     api.answer(f"get {JOBS}", status(429, "TooManyRequests", ""), headers={"Retry-After": "7"})
     assert error_of(call, lambda hook: hook.list_jobs({})).retry_after == 7
