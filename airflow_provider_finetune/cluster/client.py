@@ -106,22 +106,24 @@ class ClusterClient:
         :param timeout: seconds for the whole of it.
         :raises Refused: it is refused, or there is no answer; the attempts of a passing cause are used up.
         """
-        ready: bool | None = False
-        for pause in (*self.pauses, None):
+        pauses, has_started = iter(self.pauses), False
+        while True:
             try:
                 async with self.answer(asked, method, path, query=query, body=body, timeout=timeout) as answer:
                     return _json(asked, answer.content_type, await answer.read())
             except Refused as error:
-                # For a moment after its start an API server knows nobody's rights, and refuses all that needs any.
-                unsure = error.cause == "forbidden" and not ready
-                if unsure:
-                    ready = await self._ready(asked)
-                if pause is None and unsure and ready is False:
-                    raise refused(asked, starting(error.failure), status=error.status) from error
-                if pause is None or not (error.passing or unsure):
-                    raise
-                await asyncio.sleep(min(max(pause * random.uniform(0.5, 1.5), error.retry_after or 0), _LONGEST_PAUSE))
-        raise AssertionError("the last attempt returns or raises")
+                told = error
+                # Who asks once has a patience of his own.
+                if error.cause == "forbidden" and self.pauses and not has_started:
+                    has_started = await self._has_started(asked)
+                    if has_started:
+                        continue  # perhaps since it has refused
+                    told = refused(asked, starting(error.failure), status=error.status)
+                pause = next(pauses, None)
+                if pause is None or not told.passing:
+                    raise told from error.__cause__
+                pause = max(pause * random.uniform(0.5, 1.5), told.retry_after or 0)
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
 
     @asynccontextmanager
     async def answer(
@@ -180,13 +182,17 @@ class ClusterClient:
                     raise unreachable(asked, api.configuration.host, error) from error
             client = await self._renewed(client)
 
-    async def _ready(self, asked: Asked) -> bool | None:
-        """Return whether the server says that it has started, ``None`` where it says neither."""
+    async def _has_started(self, asked: Asked) -> bool:
+        """Return whether the server has read who may do what.
+
+        Before, it refuses everything to everybody, then all but its paths of this kind, which say so. They are
+        everybody's to read, unless somebody has taken that right away.
+        """
         try:
             async with self.answer(asked, "GET", "/readyz", timeout=_READY_SECONDS):
                 return True
         except Refused as error:
-            return False if error.passing else None
+            return not (error.passing or error.status == 403)
 
     async def _renewed(self, stale: _Open) -> _Open:
         async with self._renewing:

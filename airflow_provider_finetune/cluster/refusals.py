@@ -334,11 +334,11 @@ def cut_off(asked: Asked) -> Failure:
 
 
 def starting(failure: Failure) -> Failure:
-    """Return the failure of a server that refuses, and says itself that it has not started yet.
+    """Return the failure of a server that refuses, and does not say that it has started.
 
     :param failure: what it refuses.
     """
-    message = f"The API server is starting, and does not know yet what it may allow. {failure.message}"
+    message = f"{failure.message}; or the API server is starting, and does not know yet what it may allow"
     return _passing("server_error", message, f"Run the task again. Where it stays so: {failure.cure}")
 
 

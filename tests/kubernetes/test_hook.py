@@ -29,6 +29,10 @@ Call = Callable[..., Any]
 CONFIG_MAP = {"metadata": {"name": "runner-abc"}, "immutable": True, "binaryData": {"a": "AAAA"}}
 SECRET = "hf_thisMustNeverBeShown"
 NOT_FOUND = status(404, "NotFound", 'trainjobs.trainer.kubeflow.org "a" not found', name="a", kind="trainjobs")
+MAY_NOT = 'trainjobs is forbidden: User "u" cannot list resource "trainjobs" in API group "trainer.kubeflow.org"'
+FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
+NO_PATH = status(403, "Forbidden", 'forbidden: User "u" cannot get path "/readyz"')
+READY, NOT_READY = (200, b"ok"), (500, b"[-]poststarthook/rbac/bootstrap-roles failed")
 EXISTS = status(409, "AlreadyExists", 'trainjobs.trainer.kubeflow.org "tune" already exists', kind="trainjobs")
 
 
@@ -176,7 +180,9 @@ def test_a_runtime_that_may_not_be_read_is_unknown(api: ApiServer, call: Call) -
         '"clustertrainingruntimes" in API group "trainer.kubeflow.org" at the cluster scope'
     )
     api.answer(f"get {RUNTIMES}/r", status(403, "Forbidden", message, kind="clustertrainingruntimes"))
-    assert call(lambda hook: hook.runtime("ClusterTrainingRuntime", "r")) is None
+    for readiness in (READY, NO_PATH):
+        api.answer("get /readyz", readiness)
+        assert call(lambda hook: hook.runtime("ClusterTrainingRuntime", "r"), pauses=(0.01,)) is None
 
 
 def test_a_runtime_of_the_namespace_is_read_there(api: ApiServer, call: Call) -> None:
@@ -427,27 +433,23 @@ def test_a_refusal_is_not_tried_again(api: ApiServer, call: Call) -> None:
     assert len(api.asked) == 1
 
 
-MAY_NOT = 'trainjobs is forbidden: User "u" cannot list resource "trainjobs" in API group "trainer.kubeflow.org"'
-FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
-NO_PATH = status(403, "Forbidden", 'forbidden: User "u" cannot get path "/readyz"')
-READY, NOT_READY = (200, b"ok"), (500, b"[-]poststarthook/rbac/bootstrap-roles failed")
-
-
 @pytest.mark.parametrize("readiness", [READY, NOT_READY, NO_PATH])
 def test_a_right_that_a_starting_server_does_not_know_of_is_asked_for_again(
     api: ApiServer, call: Call, readiness: Any
 ) -> None:
     api.answer("get /readyz", readiness)
-    api.answer(f"get {JOBS}", FORBIDDEN, {"items": []})
-    assert call(lambda hook: hook.list_jobs({}), pauses=(0.01, 0.01)) == []
+    # The attempts of a passing cause are used up before: the server was away.
+    api.answer(f"get {JOBS}", status(503, "ServiceUnavailable", ""), FORBIDDEN, {"items": []})
+    pauses = (0.01,) if readiness is READY else (0.01, 0.01)
+    assert call(lambda hook: hook.list_jobs({}), pauses=pauses) == []
 
 
 @pytest.mark.parametrize(
     ("readiness", "cause", "for_good", "attempts"),
     [
-        # One attempt more: it may have become ready since it refused.
+        # One attempt more, as it may have become ready since it has refused.
         (READY, "forbidden", True, 2),
-        (NO_PATH, "forbidden", True, 3),
+        (NO_PATH, "server_error", False, 3),
         (NOT_READY, "server_error", False, 3),
     ],
 )
