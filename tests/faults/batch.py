@@ -149,5 +149,5 @@ def _seconds(text: str | None) -> float | None:
 def _wait(condition: Callable[[], bool], timeout: float) -> bool:
     end = time.monotonic() + timeout
     while not (met := condition()) and time.monotonic() < end:
-        time.sleep(0.5)
+        time.sleep(1)
     return met

@@ -1,4 +1,4 @@
-"""Kills processes at random moments and brings each back, as whatever supervises them would."""
+"""Kills processes at random moments and brings each back, as whatever supervises them would; now and then one hangs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,22 @@ class Killer:
     :param cluster: whose processes.
     :param airflow: whose triggerer and workers.
     :param pause: seconds between two kills.
+    :param hangs: a worker also hangs until it is missed, and goes on then.
     """
 
     def __init__(
-        self, seed: int, cluster: Cluster, airflow: AirflowDeployment, pause: tuple[float, float] = PAUSE
+        self,
+        seed: int,
+        cluster: Cluster,
+        airflow: AirflowDeployment,
+        pause: tuple[float, float] = PAUSE,
+        *,
+        hangs: bool = True,
     ) -> None:
         self.kills: Counter[str] = Counter()
         self._random, self._pause = random.Random(f"{seed} kills"), pause
         self._cluster, self._airflow = cluster, airflow
+        self._hangs = hangs
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -55,7 +63,8 @@ class Killer:
         kills: Mapping[str, Callable[[], bool]] = {
             **{name: lambda name=name: self._kill_in_cluster(name) for name in CLUSTER},  # type: ignore[misc]
             "triggerer": self._kill_triggerer,
-            "worker": self._kill_worker,
+            "worker": lambda: self._strike_worker(self._airflow.kill_worker_of),
+            **({"worker hangs": lambda: self._strike_worker(self._airflow.hang_worker_of)} if self._hangs else {}),
         }
         turn: list[str] = []
         try:
@@ -79,12 +88,13 @@ class Killer:
         self._airflow.start_triggerer()
         return True
 
-    def _kill_worker(self) -> bool:
-        """Kill the worker of a task that runs; whether there was one."""
+    def _strike_worker(self, strike: Callable[..., None]) -> bool:
+        """Strike the worker of a task that runs; whether there was one."""
         running = self._airflow.running()
         if not running:
             return False
-        with suppress(psutil.NoSuchProcess):
-            self._airflow.kill_worker_of(*self._random.choice(running))
+        # It may have ended since it was asked for.
+        with suppress(psutil.NoSuchProcess, AssertionError):
+            strike(*self._random.choice(running))
             return True
         return False

@@ -52,7 +52,7 @@ SHARE: Mapping[Kind, float] = {
     Kind.CHANGE: 0.3,
     Kind.READ: 0.15,
     Kind.PAGE: 0.15,
-    Kind.WATCH: 0.7,
+    Kind.WATCH: 0.9,
 }
 """How many of all requests meet a fault."""
 

@@ -71,6 +71,7 @@ def soak(
     *,
     baseline: int = 0,
     pause: tuple[float, float] = PAUSE,
+    hangs: bool = True,
     keep: Path | None = None,
 ) -> Figures:
     """Run tasks in batches under faults and return what was seen.
@@ -80,6 +81,7 @@ def soak(
     :param seed: of faults, kills and parts.
     :param baseline: so many run without faults before, for comparison.
     :param pause: seconds between two kills.
+    :param hangs: workers also hang for a while, which takes half a minute each time.
     :param keep: folder for Airflow's logs, the journals and the audit, where there is a violation.
     """
     figures, say = Figures(seed), bed.say_with_time()
@@ -91,7 +93,7 @@ def soak(
             say(f"{baseline} tasks without faults: {_spread(figures.waits_without)}")
         began = time.monotonic()
         for first in range(0, tasks, SIZE):
-            killer = Killer(seed + first, cluster, where.airflow, pause)
+            killer = Killer(seed + first, cluster, where.airflow, pause, hangs=hangs)
             figures.add(_recorded(where, Batch(where, first, min(SIZE, tasks - first), seed), killer))
             figures.kills += killer.kills
             figures.seconds = time.monotonic() - began
