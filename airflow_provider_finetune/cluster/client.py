@@ -110,7 +110,7 @@ class ClusterClient:
         while True:
             try:
                 async with self.answer(asked, method, path, query=query, body=body, timeout=timeout) as answer:
-                    return _json(asked, answer.content_type, await answer.read())
+                    return await _json(asked, answer)
             except Refused as error:
                 told = error
                 # Who asks once has a patience of his own.
@@ -218,17 +218,30 @@ def _content_type(method: str, query: Mapping[str, str]) -> str:
 async def _raise_for_status(asked: Asked, response: ClientResponse) -> None:
     if response.status < 300:
         return
-    body = (await response.read()).decode(errors="replace")
+    body = await response.read()
+    _check_whole(asked, response, body)
     after = response.headers.get("Retry-After", "")
     # Not chained to anything: the body may hold what was sent.
-    raise refusal(asked, response.status, body, float(after) if after.isdigit() else None)
+    text = body.decode(errors="replace")
+    raise refusal(asked, response.status, text, float(after) if after.isdigit() else None)
 
 
-def _json(asked: Asked, content_type: str, body: bytes) -> dict[str, Any]:
+async def _json(asked: Asked, response: ClientResponse) -> dict[str, Any]:
+    body = await response.read()
+    document = _check_whole(asked, response, body)
+    if not isinstance(document, dict):
+        raise refusal(asked, 200, "")
+    return document
+
+
+def _check_whole(asked: Asked, response: ClientResponse, body: bytes) -> Any:
+    """Return the JSON of an answer, ``None`` where it is something else, e.g. a page of a proxy.
+
+    :raises Refused: it is to be JSON and breaks off, so that it says nothing, neither yes nor no.
+    """
     try:
-        document = json.loads(body)
+        return json.loads(body)
     except ValueError:
-        document = None
-    if isinstance(document, dict):
-        return document
-    raise refused(asked, cut_off(asked), status=200) if content_type == "application/json" else refusal(asked, 200, "")
+        if response.content_type == "application/json":
+            raise refused(asked, cut_off(asked)) from None
+    return None

@@ -421,6 +421,15 @@ def test_an_answer_that_breaks_off_is_asked_for_again_and_is_no_other_server(api
     assert error_of(call, lambda hook: hook.job("a")).cause == "no_kubernetes_api"
 
 
+def test_a_refusal_that_breaks_off_says_nothing(api: ApiServer, call: Call) -> None:
+    """Half of "already exists" was taken for another conflict, and a training that had been made for none."""
+    half = EXISTS[0], json.dumps(EXISTS[1])[:40].encode()
+    api.answer(f"post {JOBS}", half, EXISTS, headers={"Content-Type": "application/json"})
+    made = {"metadata": {"name": "tune", "uid": "u1", "labels": {IDENTITY: "i1"}}}
+    api.answer(f"get {JOBS}/tune", made)
+    assert call(lambda hook: hook.create_job(render), pauses=(0.01,)) == made
+
+
 def test_a_server_asks_for_time_and_gets_it(api: ApiServer, call: Call) -> None:
     api.answer(f"get {JOBS}", status(429, "TooManyRequests", ""), headers={"Retry-After": "7"})
     assert error_of(call, lambda hook: hook.list_jobs({})).retry_after == 7
