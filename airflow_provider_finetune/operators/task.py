@@ -57,3 +57,18 @@ def task_instance(ti: RuntimeTaskInstanceProtocol) -> TaskInstance:
         # Airflow allows for as many tries more with each clear.
         first_try=ti.max_tries - (ti.task.retries or 0) + 1,
     )
+
+
+def state_of(ti: RuntimeTaskInstanceProtocol) -> str | None:
+    """Return the state in which Airflow has a task instance, whichever try it is in by now; ``None``: not known.
+
+    :param ti: Airflow's.
+    """
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    ids = {"dag_id": ti.dag_id, "task_ids": [ti.task_id], "run_ids": [ti.run_id]}
+    try:
+        states = ti.get_task_states(**ids, map_index=ti.map_index if mapped else None)  # type: ignore[attr-defined]  # not in the protocol
+        state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id]
+    except Exception:
+        return None
+    return None if state is None else str(getattr(state, "value", state))

@@ -163,7 +163,7 @@ class AirflowDeployment:
         return self._call("GET", _instance(dag_id, run_id, task_id, map_index))
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The task instances of a run, at most a hundred."""
+        """The task instances of a run, a hundred at most."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
         found: list[dict[str, Any]] = self._call("GET", path, params={"limit": 100})["task_instances"]
         return found

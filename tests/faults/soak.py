@@ -20,7 +20,7 @@ from tests.faults.plan import Plan
 from tests.faults.record import Record
 from tests.faults.verdict import violations
 
-SIZE = 25
+SIZE = 50
 """Tasks in a batch."""
 
 _SECONDS_PER_TASK = 40.0
