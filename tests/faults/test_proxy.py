@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
-from airflow_provider_finetune.cluster.cache import SELECTOR
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
+from airflow_provider_finetune.launchers.observed import DOMAIN, MANAGED_BY
 from tests.cluster.bed.certificates import kubeconfig
 from tests.faults.plan import Fault, Kind, Plan
 from tests.faults.proxy import FaultProxy
 from tests.kubernetes.fake_cluster import FakeCluster, condition, train_job
 
+OURS = {MANAGED_BY: DOMAIN}
 Use = Callable[[TrainingHook, FakeCluster], Coroutine[Any, Any, Any]]
 Meet = Callable[[Kind, Fault | None, Use], Any]
 
@@ -107,7 +108,7 @@ def test_a_change_whose_answer_is_lost_has_arrived_all_the_same(meet: Meet, faul
 )
 def test_a_watch_meets_its_fault(meet: Meet, fault: Fault, seen: list[str]) -> None:
     async def watch(hook: TrainingHook, cluster: FakeCluster) -> list[str]:
-        version, found = (await hook.list_raw("trainjobs", SELECTOR))["metadata"]["resourceVersion"], []
+        version, found = (await hook.list_raw("trainjobs", OURS))["metadata"]["resourceVersion"], []
 
         async def change() -> None:
             for pause in (0.05, 0.3):
@@ -116,7 +117,7 @@ def test_a_watch_meets_its_fault(meet: Meet, fault: Fault, seen: list[str]) -> N
 
         changing = asyncio.create_task(change())
         try:
-            async for event in hook.watch("trainjobs", SELECTOR, version):
+            async for event in hook.watch("trainjobs", OURS, version):
                 found.append(f"{event['type']} {event['object'].get('code', '')}".strip())
         except Refused as error:
             found.append(error.cause)

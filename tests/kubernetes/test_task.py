@@ -71,7 +71,7 @@ def context(try_number: int = 1, state: str = "success") -> Any:
         max_tries=3,
         task=SimpleNamespace(retries=3),
         xcom_push=lambda key, value: None,
-        get_task_states=lambda **_: {"run": {"train": state}},
+        get_task_states=lambda *_, **__: {"run": {"train": state}},
     )
     return {"ti": ti}
 
