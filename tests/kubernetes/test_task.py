@@ -30,7 +30,7 @@ from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.observed import IDENTITY
 from airflow_provider_finetune.operators import submission
 from tests.kubernetes.conftest import CORE, JOBS, RUNTIMES, ApiServer, status
-from tests.kubernetes.fake_cluster import condition, train_job
+from tests.kubernetes.fake_cluster import condition, pod, terminated, train_job
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -160,6 +160,28 @@ def test_with_many_kept_jobs_a_next_try_is_deferred_after_five_requests(api: Api
     with pytest.raises(TaskDeferred):
         Task().execute(context(try_number=6))
     assert len(api.asked) == 5
+
+
+@pytest.mark.parametrize(("failure_class", "trains_again"), [("user", False), ("infrastructure", True)])
+def test_a_failure_that_no_retry_mends_is_not_trained_for_again_where_the_worker_was_lost_that_was_to_tell_it(
+    api: ApiServer, caplog: pytest.LogCaptureFixture, failure_class: Any, trains_again: bool
+) -> None:
+    left: list[dict[str, Any]] = []
+    let_submit(api, listed=lambda _: {"items": left})
+    with pytest.raises(TaskDeferred):
+        Task().execute(context())
+    made = next(request.data for request in api.requests if request.method.value == "POST")
+    old = train_job("old", condition("Failed"), age=9)
+    old["metadata"] |= {"labels": made["metadata"]["labels"], "annotations": made["metadata"]["annotations"]}
+    failure = Failure(failure_class=failure_class, cause="told_to", message="It is so.")
+    words = Outcome(status="failed", failure=failure).to_small_json()
+    left.append(old)
+    api.answer(f"get {CORE}/pods", {"items": [pod("old", terminated(1, words), phase="Failed")]})
+    with pytest.raises(TaskDeferred) as deferred:
+        Task().execute(context(try_number=2))
+    assert (api.asked.count(f"POST {JOBS}") == 2) is trains_again
+    assert deferred.value.trigger.workload["name"] == ("a" if trains_again else "old")
+    assert ("Following TrainJob old of an earlier try: it has ended" in caplog.text) is not trains_again
 
 
 def test_pods_of_an_earlier_try_that_do_not_end_are_named(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
