@@ -427,7 +427,7 @@ def test_a_refusal_that_breaks_off_says_nothing(api: ApiServer, call: Call) -> N
     api.answer(f"post {JOBS}", half, EXISTS, headers={"Content-Type": "application/json"})
     made = {"metadata": {"name": "tune", "uid": "u1", "labels": {IDENTITY: "i1"}}}
     api.answer(f"get {JOBS}/tune", made)
-    assert call(lambda hook: hook.create_job(render), pauses=(0.01,)) == made
+    assert call(lambda hook: hook.create_trainjob(render), pauses=(0.01,)) == made
 
 
 def test_a_server_asks_for_time_and_gets_it(api: ApiServer, call: Call) -> None:
