@@ -219,7 +219,7 @@ async def _raise_for_status(asked: Asked, response: ClientResponse) -> None:
     if response.status < 300:
         return
     body = await response.read()
-    _check_whole(asked, response, body)
+    _document(asked, response, body)
     after = response.headers.get("Retry-After", "")
     # Not chained to anything: the body may hold what was sent.
     text = body.decode(errors="replace")
@@ -227,16 +227,18 @@ async def _raise_for_status(asked: Asked, response: ClientResponse) -> None:
 
 
 async def _json(asked: Asked, response: ClientResponse) -> dict[str, Any]:
-    body = await response.read()
-    document = _check_whole(asked, response, body)
+    document = _document(asked, response, await response.read())
     if not isinstance(document, dict):
         raise refusal(asked, 200, "")
     return document
 
 
-def _check_whole(asked: Asked, response: ClientResponse, body: bytes) -> Any:
+def _document(asked: Asked, response: ClientResponse, body: bytes) -> Any:
     """Return the JSON of an answer, ``None`` where it is something else, e.g. a page of a proxy.
 
+    :param asked: the request.
+    :param response: its answer.
+    :param body: what has come of it.
     :raises Refused: it is to be JSON and breaks off, so that it says nothing, neither yes nor no.
     """
     try:
