@@ -67,8 +67,8 @@ class Batch:
         return len(states) == len(self.tasks) and set(states) <= FINAL
 
     def record(self) -> Record:
-        """Return what has been seen of it, once its pods have had time to go."""
-        _wait(lambda: all(left.ended for left in self._left()), 60)
+        """Return what has been seen of it, once pods have had time to end and to be collected as garbage."""
+        _wait(self._has_settled, 90)
         told = {task["map_index"]: task for task in self._where.airflow.tasks(self.dag, self._run_id)}
         return Record(
             tasks=[self._told(task, told.get(index, {})) for index, task in enumerate(self.tasks)],
@@ -76,6 +76,11 @@ class Batch:
             made=self._made(),
             left=self._left(),
         )
+
+    def _has_settled(self) -> bool:
+        left = self._left()
+        jobs = {each.name for each in left if each.kind != "Pod"}
+        return all(each.ended and each.job in jobs for each in left)
 
     def _told(self, task: Task, told: dict[str, Any]) -> Task:
         airflow, index = self._where.airflow, task.number - self.first

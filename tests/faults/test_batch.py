@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.cluster.bed import cluster as bed
@@ -19,9 +21,9 @@ SEED, TASKS = 7, 6
 @pytest.mark.timeout(600, method="thread")
 @pytest.mark.skipif(bool(bed.impossible()), reason=str(bed.impossible()))
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_each_task_gets_the_outcome_of_its_own_job(launcher: str) -> None:
-    figures = soak(launcher, TASKS, SEED, pause=(3, 7), hangs=False)
-    assert figures.violations == []
+def test_each_task_gets_the_outcome_of_its_own_job(launcher: str, tmp_path: Path) -> None:
+    figures = soak(launcher, TASKS, SEED, pause=(3, 7), hangs=False, keep=tmp_path)
+    assert not figures.violations, "\n".join([*figures.violations, f"logs: {tmp_path}"])
     assert figures.tasks == TASKS
     # Else it was no trial.
     assert figures.faults.total() >= 10
