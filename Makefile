@@ -7,11 +7,15 @@ ifdef PYTHONDONTWRITEBYTECODE
 export UV_COMPILE_BYTECODE := 1
 endif
 
-.PHONY: help environments test demo bench cluster cluster-down clean
+N ?= 100
+SEED ?= 1
+
+.PHONY: help environments test demo bench soak cluster cluster-down clean
 help:
 	@echo "make demo    fine-tune a small model from a DAG on this machine, under 10 minutes on 2 cores; ALGORITHM=lora, sft, osft"
-	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner cluster"
+	@echo "make test    every check and test; scripts/test PART... runs some: lint types layers unit airflow floor runner cluster faults"
 	@echo "make bench   what importing the operators, reading data, the runner around training-hub, and waiting cost"
+	@echo "make soak    N=1000 SEED=1: so many tasks while requests fail and processes die (Linux, as root); docs/soak.md"
 	@echo "make cluster start a real Kubernetes with the Trainer on this machine (Linux, as root); make cluster-down ends it"
 	@echo "make clean   remove what the above made"
 	@echo
@@ -30,6 +34,9 @@ bench: .venv/airflow/.done .venv/train/.done
 	  FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python $$script || exit; \
 	done
 
+soak: .venv/airflow/.done .venv/train/.done
+	@FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python -m tests.faults.soak --tasks $(N) --seed $(SEED) --keep .soak
+
 cluster: .venv/airflow/.done .venv/train/.done
 	@FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python -m tests.cluster.bed up
 
@@ -37,7 +44,7 @@ cluster-down: .venv/airflow/.done
 	@.venv/airflow/bin/python -m tests.cluster.bed down
 
 clean:
-	rm -rf .venv .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .demo .soak dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environments: .venv/airflow/.done .venv/airflow-floor/.done .venv/train/.done

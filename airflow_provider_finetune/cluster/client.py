@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.cluster.asked import Asked
 from airflow_provider_finetune.cluster.credentials import opened
-from airflow_provider_finetune.cluster.refusals import Refused, refusal, unreachable
+from airflow_provider_finetune.cluster.refusals import Refused, cut_off, refusal, refused, starting, unreachable
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -26,6 +26,8 @@ REQUEST_SECONDS = 60.0
 """A create passes up to five admission checks, each of which may take 10 s."""
 
 _LONGEST_PAUSE = 30.0
+
+_READY_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -104,15 +106,24 @@ class ClusterClient:
         :param timeout: seconds for the whole of it.
         :raises Refused: it is refused, or there is no answer; the attempts of a passing cause are used up.
         """
-        for pause in (*self.pauses, None):
+        pauses, has_started = iter(self.pauses), False
+        while True:
             try:
                 async with self.answer(asked, method, path, query=query, body=body, timeout=timeout) as answer:
-                    return _json(asked, await answer.read())
+                    return await _json(asked, answer)
             except Refused as error:
-                if pause is None or not error.passing:
-                    raise
-                await asyncio.sleep(min(max(pause * random.uniform(0.5, 1.5), error.retry_after or 0), _LONGEST_PAUSE))
-        raise AssertionError("the last attempt returns or raises")
+                told = error
+                # Who asks once has a patience of his own.
+                if error.cause == "forbidden" and self.pauses and not has_started:
+                    has_started = await self._has_started(asked)
+                    if has_started:
+                        continue  # perhaps since it has refused
+                    told = refused(asked, starting(error.failure), status=error.status)
+                pause = next(pauses, None)
+                if pause is None or not told.passing:
+                    raise told from error.__cause__
+                pause = max(pause * random.uniform(0.5, 1.5), told.retry_after or 0)
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
 
     @asynccontextmanager
     async def answer(
@@ -171,6 +182,18 @@ class ClusterClient:
                     raise unreachable(asked, api.configuration.host, error) from error
             client = await self._renewed(client)
 
+    async def _has_started(self, asked: Asked) -> bool:
+        """Return whether the server has read who may do what.
+
+        Before, it refuses everything to everybody, then all but its paths of this kind, which say so. They are
+        everybody's to read, unless somebody has taken that right away.
+        """
+        try:
+            async with self.answer(asked, "GET", "/readyz", timeout=_READY_SECONDS):
+                return True
+        except Refused as error:
+            return not (error.passing or error.status == 403)
+
     async def _renewed(self, stale: _Open) -> _Open:
         async with self._renewing:
             if self._client is stale:
@@ -195,17 +218,32 @@ def _content_type(method: str, query: Mapping[str, str]) -> str:
 async def _raise_for_status(asked: Asked, response: ClientResponse) -> None:
     if response.status < 300:
         return
-    body = (await response.read()).decode(errors="replace")
+    body = await response.read()
+    _document(asked, response, body)
     after = response.headers.get("Retry-After", "")
     # Not chained to anything: the body may hold what was sent.
-    raise refusal(asked, response.status, body, float(after) if after.isdigit() else None)
+    text = body.decode(errors="replace")
+    raise refusal(asked, response.status, text, float(after) if after.isdigit() else None)
 
 
-def _json(asked: Asked, body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
+async def _json(asked: Asked, response: ClientResponse) -> dict[str, Any]:
+    document = _document(asked, response, await response.read())
     if not isinstance(document, dict):
         raise refusal(asked, 200, "")
     return document
+
+
+def _document(asked: Asked, response: ClientResponse, body: bytes) -> Any:
+    """Return the JSON of an answer, ``None`` where it is something else, e.g. a page of a proxy.
+
+    :param asked: the request.
+    :param response: its answer.
+    :param body: what has come of it.
+    :raises Refused: it is to be JSON and breaks off, so that it says nothing, neither yes nor no.
+    """
+    try:
+        return json.loads(body)
+    except ValueError:
+        if response.content_type == "application/json":
+            raise refused(asked, cut_off(asked)) from None
+    return None

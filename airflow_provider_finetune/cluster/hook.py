@@ -158,7 +158,7 @@ class TrainingHook:
         try:
             return await self.request("GET", path)
         except Refused as error:
-            if error.cause != "forbidden":
+            if error.status != 403:
                 raise
         return None
 

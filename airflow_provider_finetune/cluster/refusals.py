@@ -336,6 +336,24 @@ def _unexpected(asked: Asked, answer: _Answer) -> Failure:
     )
 
 
+def cut_off(asked: Asked) -> Failure:
+    """Return the failure of an answer that a connection has lost a part of; it is not known what came of the request.
+
+    :param asked: the request.
+    """
+    message = f"The answer of the API server of connection {asked.conn_id!r} broke off"
+    return _passing("unreachable", message, "Check the network and any proxy before it; run the task again")
+
+
+def starting(failure: Failure) -> Failure:
+    """Return the failure of a server that refuses, and does not say that it has started.
+
+    :param failure: what it refuses.
+    """
+    message = f"{failure.message}; or the API server is starting, and does not know yet what it may allow"
+    return _passing("server_error", message, f"Run the task again. Where it stays so: {failure.cure}")
+
+
 def unreachable(asked: Asked, server: str, error: BaseException) -> Refused:
     """Return the error for a request without an answer.
 

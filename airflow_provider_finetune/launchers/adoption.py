@@ -14,10 +14,12 @@ class Adoption:
 
     * ``follow``: the workload to wait for, or to collect where it has succeeded; ``None``: make a new one
     * ``delete``: what still trains, and must not
+    * ``failed``: where there is nothing to follow, one that has failed and whose end nobody has passed on
     """
 
     follow: JobState | None
     delete: tuple[JobState, ...]
+    failed: JobState | None = None
 
 
 def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try: int) -> Adoption:
@@ -27,7 +29,7 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     collected is collected; all other active ones are deleted. A cleared task trains anew: what is delivered is not
     taken again, and what an earlier try trains is not followed, as the trigger that waited for it is about to end it.
     A task that is tried again without that has not come to its end: what it has delivered is delivered again.
-    A failed one is no obstacle.
+    A failed one is no obstacle, unless it fails each time: that is for the caller to see.
 
     :param existing: workloads found by label; those of another identity are left alone.
     :param identity: value of the label of this task instance.
@@ -40,7 +42,9 @@ def adopt(existing: Iterable[JobState], *, identity: str, whole: str, first_try:
     done = [job for job in ours if job.condition == "Complete" and job.whole == whole and not job.deleting]
     done = [job for job in done if not job.delivered or job.try_number >= first_try]
     follow = next(iter([*same, *reversed(done)]), None)
-    return Adoption(follow, tuple(job for job in active if job is not follow))
+    lost = [job for job in ours if job.condition == "Failed" and job.whole == whole and job.try_number >= first_try]
+    failed = None if follow else next((job for job in reversed(lost) if not job.delivered and not job.deleting), None)
+    return Adoption(follow, tuple(job for job in active if job is not follow), failed)
 
 
 def leftovers(existing: Iterable[JobState], success: JobState) -> list[JobState]:

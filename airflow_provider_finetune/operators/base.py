@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, BaseOperator
@@ -20,7 +21,7 @@ from airflow_provider_finetune.operators.cluster_places import CONFIGURED_ROOT
 from airflow_provider_finetune.operators.connections import mask
 from airflow_provider_finetune.operators.delivery import error_of, event_of, result_of
 from airflow_provider_finetune.operators.pod_rules import CONFIGURED_IMAGE
-from airflow_provider_finetune.operators.task import TrainingTask, task_instance
+from airflow_provider_finetune.operators.task import TrainingTask, state_of, task_instance
 from airflow_provider_finetune.settings import setting, switched_on
 
 if TYPE_CHECKING:
@@ -261,8 +262,23 @@ class TrainingOperator(BaseOperator):
         except FineTuneError:
             run.settle(event, succeeded=False)
             raise
-        run.settle(event, succeeded=True)
+        if run.stays(event, succeeded=True):
+            run.settle(event, succeeded=True)
+        else:
+            run.mark_delivered()
+            self.on_success_callback = [*self.on_success_callback, partial(self._clear_up, run, event)]
         return result
+
+    def _clear_up(self, run: ClusterRun, event: dict[str, Any], context: Context) -> None:
+        """Delete what a success makes useless, once Airflow has noted it; a try after a crash before needs it all.
+
+        A worker that hung, was missed and goes on comes here as well: then another try has the job by now.
+        """
+        state = state_of(context["ti"])
+        if state == "success":
+            run.settle(event, succeeded=True)
+        else:
+            self.log.warning("Airflow has not noted this success (%s): its job is left to the next try", state)
 
     def on_kill(self) -> None:
         """End the training: a process of this machine with all it started, a workload with its pods."""

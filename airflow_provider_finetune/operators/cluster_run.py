@@ -176,6 +176,13 @@ class ClusterRun:
         asked = on_finish == "keep" or (on_finish == "delete_succeeded" and not succeeded)
         return bool(event.get("unknown") or (asked and (succeeded or event["runs_once"]) and not event.get("gone")))
 
+    def mark_delivered(self) -> None:
+        """Note on the workload that its outcome has been passed on; what the cluster does not do is a warning."""
+        assert self.workload is not None
+        work = self.workload
+        with self._warns_of(work.name):
+            self._use(lambda hook: hook.mark_delivered(work.name, work.uid))
+
     def settle(self, event: Mapping[str, Any], *, succeeded: bool) -> None:
         """Delete the workload, whose end has been passed on, or note on it that it has.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
+from airflow_provider_finetune.cluster.diagnosis import outcome_of
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
 from airflow_provider_finetune.contract.causes import failure_of
@@ -16,7 +18,7 @@ from airflow_provider_finetune.launchers.adoption import Adoption, adopt
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.kinds import KINDS, POD
-from airflow_provider_finetune.launchers.observed import IDENTITY, RUNS_ONCE, JobState
+from airflow_provider_finetune.launchers.observed import IDENTITY, JOB, RUNS_ONCE, JobState
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
 from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 
@@ -64,6 +66,8 @@ class Submission:
         existing = map(hook.kind.read, await hook.list_jobs({IDENTITY: self._identity}))
         first_try = self._task.instance.first_try
         found = adopt(existing, identity=self._identity, whole=request.whole, first_try=first_try)
+        if found.failed and await self._fails_each_time(hook, found.failed):
+            found = replace(found, follow=found.failed)
         await self._make_way(hook, found)
         job = found.follow
         if job:
@@ -87,6 +91,13 @@ class Submission:
             )
             failure = failure_of("task_ended", message, cure)
             raise training_error(failure, "Airflow's audit log")
+
+    async def _fails_each_time(self, hook: TrainingHook, job: JobState) -> bool:
+        """Return whether a failed one has the DAG author's fault in its last words, which a worker was lost with."""
+        now = datetime.now(timezone.utc)
+        pods = [hook.kind.read_pod(pod, None, now) for pod in await hook.pods({JOB: job.name})]
+        failure = outcome_of(job, pods).failure
+        return failure is not None and failure.failure_class == "user"
 
     async def _make_way(self, hook: TrainingHook, found: Adoption) -> None:
         await self._delete(hook, found.delete)

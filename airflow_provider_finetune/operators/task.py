@@ -57,3 +57,18 @@ def task_instance(ti: RuntimeTaskInstanceProtocol) -> TaskInstance:
         # Airflow allows for as many tries more with each clear.
         first_try=ti.max_tries - (ti.task.retries or 0) + 1,
     )
+
+
+def state_of(ti: RuntimeTaskInstanceProtocol) -> str | None:
+    """Return the state in which Airflow has a task instance, whichever try it is in by now; ``None``: not known.
+
+    :param ti: Airflow's.
+    """
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    index = ti.map_index if mapped else None
+    try:
+        states = ti.get_task_states(ti.dag_id, map_index=index, task_ids=[ti.task_id], run_ids=[ti.run_id])
+        state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id]
+    except Exception:  # whatever keeps Airflow from answering
+        return None
+    return None if state is None else str(getattr(state, "value", state))

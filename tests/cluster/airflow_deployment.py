@@ -162,6 +162,19 @@ class AirflowDeployment:
         """A task instance as the API tells it: ``state``, ``try_number``, ``pid``, ``trigger`` and others."""
         return self._call("GET", _instance(dag_id, run_id, task_id, map_index))
 
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of a run, a hundred at most."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        found: list[dict[str, Any]] = self._call("GET", path, params={"limit": 100})["task_instances"]
+        return found
+
+    def running(self) -> list[tuple[str, str, str, int]]:
+        """DAG, run, task and map index of what runs now on a worker."""
+        path, params = "/dags/~/dagRuns/~/taskInstances", {"state": "running"}
+        names = ("dag_id", "dag_run_id", "task_id", "map_index")
+        found = self._call("GET", path, params=params)["task_instances"]
+        return [tuple(task[name] for name in names) for task in found if task["pid"]]
+
     def wait_for_state(
         self, dag_id: str, run_id: str, task_id: str, *states: str, map_index: int = -1, timeout: float = 90
     ) -> dict[str, Any]:
@@ -250,11 +263,26 @@ class AirflowDeployment:
         A task instance is ``running`` before its code is read: wait for something that the code does. The scheduler
         misses the worker after about 20 seconds.
         """
+        for process in self._worker_of(dag_id, run_id, task_id, map_index):
+            process.kill()
+
+    def hang_worker_of(
+        self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, *, seconds: float = 30
+    ) -> None:
+        """Let the worker of a running task instance stand still, as on a machine that hangs, until it is missed."""
+        processes = self._worker_of(dag_id, run_id, task_id, map_index)
+        for process in processes:
+            process.suspend()
+        time.sleep(seconds)
+        for process in reversed(processes):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def _worker_of(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> list[psutil.Process]:
         worker = psutil.Process(self.task(dag_id, run_id, task_id, map_index)["pid"]).parent()
         assert worker is not None
         assert os.getsid(worker.pid) == self._components["scheduler"].pid, f"{worker} is not a worker of ours"
-        for process in (worker, *worker.children(recursive=True)):
-            process.kill()
+        return [worker, *worker.children(recursive=True)]
 
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         with self._log_file(name).open("ab") as log:

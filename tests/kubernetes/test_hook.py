@@ -29,6 +29,10 @@ Call = Callable[..., Any]
 CONFIG_MAP = {"metadata": {"name": "runner-abc"}, "immutable": True, "binaryData": {"a": "AAAA"}}
 SECRET = "hf_thisMustNeverBeShown"
 NOT_FOUND = status(404, "NotFound", 'trainjobs.trainer.kubeflow.org "a" not found', name="a", kind="trainjobs")
+MAY_NOT = 'trainjobs is forbidden: User "u" cannot list resource "trainjobs" in API group "trainer.kubeflow.org"'
+FORBIDDEN = status(403, "Forbidden", MAY_NOT, kind="trainjobs")
+NO_PATH = status(403, "Forbidden", 'forbidden: User "u" cannot get path "/readyz"')
+READY, NOT_READY = (200, b"ok"), (500, b"[-]poststarthook/rbac/bootstrap-roles failed")
 EXISTS = status(409, "AlreadyExists", 'trainjobs.trainer.kubeflow.org "tune" already exists', kind="trainjobs")
 
 
@@ -176,7 +180,9 @@ def test_a_runtime_that_may_not_be_read_is_unknown(api: ApiServer, call: Call) -
         '"clustertrainingruntimes" in API group "trainer.kubeflow.org" at the cluster scope'
     )
     api.answer(f"get {RUNTIMES}/r", status(403, "Forbidden", message, kind="clustertrainingruntimes"))
-    assert call(lambda hook: hook.runtime("ClusterTrainingRuntime", "r")) is None
+    for readiness in (READY, NO_PATH):
+        api.answer("get /readyz", readiness)
+        assert call(lambda hook: hook.runtime("ClusterTrainingRuntime", "r"), pauses=(0.01,)) is None
 
 
 def test_a_runtime_of_the_namespace_is_read_there(api: ApiServer, call: Call) -> None:
@@ -404,6 +410,26 @@ def test_a_passing_cause_is_tried_again(api: ApiServer, call: Call, passing: Any
     assert len(api.asked) == 2
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again_and_is_no_other_server(api: ApiServer, call: Call) -> None:
+    half, json_type = b'{"items": [{"metadata": {"na', {"Content-Type": "application/json"}
+    api.answer(f"get {JOBS}", half, {"items": []}, headers=json_type)
+    assert call(lambda hook: hook.list_jobs({}), pauses=(0.01,)) == []
+    api.answer(f"get {CORE}/pods", half, headers=json_type)
+    error = error_of(call, lambda hook: hook.pods({}))
+    assert (error.cause, error.passing) == ("unreachable", True)
+    api.answer(f"get {JOBS}/a", b"<html>Log in", headers={"Content-Type": "text/html"})
+    assert error_of(call, lambda hook: hook.job("a")).cause == "no_kubernetes_api"
+
+
+def test_a_refusal_that_breaks_off_says_nothing(api: ApiServer, call: Call) -> None:
+    """Half of "already exists" was taken for another conflict, and a training that had been made for none."""
+    half = EXISTS[0], json.dumps(EXISTS[1])[:40].encode()
+    api.answer(f"post {JOBS}", half, EXISTS, headers={"Content-Type": "application/json"})
+    made = {"metadata": {"name": "tune", "uid": "u1", "labels": {IDENTITY: "i1"}}}
+    api.answer(f"get {JOBS}/tune", made)
+    assert call(lambda hook: hook.create_trainjob(render), pauses=(0.01,)) == made
+
+
 def test_a_server_asks_for_time_and_gets_it(api: ApiServer, call: Call) -> None:
     api.answer(f"get {JOBS}", status(429, "TooManyRequests", ""), headers={"Retry-After": "7"})
     assert error_of(call, lambda hook: hook.list_jobs({})).retry_after == 7
@@ -414,6 +440,39 @@ def test_a_refusal_is_not_tried_again(api: ApiServer, call: Call) -> None:
     with pytest.raises(Refused):
         call(lambda hook: hook.job("a"), pauses=(0.01,))
     assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize("readiness", [READY, NOT_READY, NO_PATH])
+def test_a_right_that_a_starting_server_does_not_know_of_is_asked_for_again(
+    api: ApiServer, call: Call, readiness: Any
+) -> None:
+    api.answer("get /readyz", readiness)
+    # The attempts of a passing cause are used up before: the server was away.
+    api.answer(f"get {JOBS}", status(503, "ServiceUnavailable", ""), FORBIDDEN, {"items": []})
+    pauses = (0.01,) if readiness is READY else (0.01, 0.01)
+    assert call(lambda hook: hook.list_jobs({}), pauses=pauses) == []
+
+
+@pytest.mark.parametrize(
+    ("readiness", "cause", "for_good", "attempts"),
+    [
+        # One attempt more, as it may have become ready since it has refused.
+        (READY, "forbidden", True, 2),
+        (NO_PATH, "server_error", False, 3),
+        (NOT_READY, "server_error", False, 3),
+    ],
+)
+def test_a_right_that_is_missing_is_an_error_for_good_where_the_server_has_started(
+    api: ApiServer, call: Call, readiness: Any, cause: str, for_good: bool, attempts: int
+) -> None:
+    api.answer("get /readyz", readiness)
+    api.answer(f"get {JOBS}", FORBIDDEN)
+    with pytest.raises(Refused) as caught:
+        call(lambda hook: hook.list_jobs({}), pauses=(0.01, 0.01))
+    assert caught.value.cause == cause
+    assert isinstance(caught.value, AirflowFailException) is for_good
+    assert "may not list 'trainjobs'" in str(caught.value)
+    assert api.asked.count(f"GET {JOBS}") == attempts
 
 
 def test_a_token_that_was_rotated_is_read_again(

@@ -30,7 +30,7 @@ from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.observed import IDENTITY
 from airflow_provider_finetune.operators import submission
 from tests.kubernetes.conftest import CORE, JOBS, RUNTIMES, ApiServer, status
-from tests.kubernetes.fake_cluster import condition, train_job
+from tests.kubernetes.fake_cluster import condition, pod, terminated, train_job
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -60,7 +60,7 @@ class Task(LoRAOperator):
         super().__init__(**{**given, **arguments})
 
 
-def context(try_number: int = 1) -> Any:
+def context(try_number: int = 1, state: str = "success") -> Any:
     ti = SimpleNamespace(
         dag_id="dag",
         run_id="run",
@@ -71,8 +71,18 @@ def context(try_number: int = 1) -> Any:
         max_tries=3,
         task=SimpleNamespace(retries=3),
         xcom_push=lambda key, value: None,
+        get_task_states=lambda *_, **__: {"run": {"train": state}},
     )
     return {"ti": ti}
+
+
+def succeed(task: Task, state: str = "success") -> Any:
+    """Come to the end of a success, after which Airflow has the task in ``state``."""
+    about = context(state=state)
+    result = task.execute_complete(about, event(SUCCEEDED))
+    for callback in task.on_success_callback:
+        callback(about)
+    return result
 
 
 def event(outcome: Outcome, **more: Any) -> dict[str, Any]:
@@ -150,6 +160,28 @@ def test_with_many_kept_jobs_a_next_try_is_deferred_after_five_requests(api: Api
     with pytest.raises(TaskDeferred):
         Task().execute(context(try_number=6))
     assert len(api.asked) == 5
+
+
+@pytest.mark.parametrize(("failure_class", "trains_again"), [("user", False), ("infrastructure", True)])
+def test_a_failure_that_no_retry_mends_is_not_trained_for_again_where_the_worker_was_lost_that_was_to_tell_it(
+    api: ApiServer, caplog: pytest.LogCaptureFixture, failure_class: Any, trains_again: bool
+) -> None:
+    left: list[dict[str, Any]] = []
+    let_submit(api, listed=lambda _: {"items": left})
+    with pytest.raises(TaskDeferred):
+        Task().execute(context())
+    made = next(request.data for request in api.requests if request.method.value == "POST")
+    old = train_job("old", condition("Failed"), age=9)
+    old["metadata"] |= {"labels": made["metadata"]["labels"], "annotations": made["metadata"]["annotations"]}
+    failure = Failure(failure_class=failure_class, cause="told_to", message="It is so.")
+    words = Outcome(status="failed", failure=failure).to_small_json()
+    left.append(old)
+    api.answer(f"get {CORE}/pods", {"items": [pod("old", terminated(1, words), phase="Failed")]})
+    with pytest.raises(TaskDeferred) as deferred:
+        Task().execute(context(try_number=2))
+    assert (api.asked.count(f"POST {JOBS}") == 2) is trains_again
+    assert deferred.value.trigger.workload["name"] == ("a" if trains_again else "old")
+    assert ("Following TrainJob old of an earlier try: it has ended" in caplog.text) is not trains_again
 
 
 def test_pods_of_an_earlier_try_that_do_not_end_are_named(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +271,23 @@ def test_the_job_of_a_success_is_deleted_before_older_ones_that_failed(api: ApiS
     api.answer(f"get {JOBS}", same_task(old, train_job("a", condition("Complete"), age=5), young))
     for name in ("a", "old"):
         api.answer(f"delete {JOBS}/{name}", {"kind": "Status", "status": "Success"})
-    assert Task().execute_complete(context(), event(SUCCEEDED))["metrics"] == {"loss": 1.5}
-    assert api.asked == [f"GET {JOBS}", f"DELETE {JOBS}/a", f"DELETE {JOBS}/old"]
+    api.answer(f"patch {JOBS}/a", {"kind": "TrainJob"})
+    assert succeed(Task())["metrics"] == {"loss": 1.5}
+    assert api.asked == [f"PATCH {JOBS}/a", f"GET {JOBS}", f"DELETE {JOBS}/a", f"DELETE {JOBS}/old"]
+
+
+@pytest.mark.parametrize("state", ["deferred", "running", "None"])
+def test_the_job_of_a_success_that_airflow_has_not_noted_is_left_to_the_next_try(
+    api: ApiServer, caplog: pytest.LogCaptureFixture, state: str
+) -> None:
+    """A worker was missed between the deletion and its end, or hung and went on: the next try trained it all again."""
+    api.answer(f"patch {JOBS}/a", {"kind": "TrainJob"})
+    task = Task()
+    assert task.execute_complete(context(), event(SUCCEEDED))["metrics"] == {"loss": 1.5}
+    assert api.asked == [f"PATCH {JOBS}/a"], "what the next try collects is there until Airflow has the end of this one"
+    succeed(task, state)
+    assert f"DELETE {JOBS}/a" not in api.asked
+    assert "its job is left to the next try" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -258,11 +305,12 @@ def test_a_success_that_cannot_be_cleared_up_is_a_success_with_a_warning(
         f"get {JOBS}": same_task(train_job("old", condition("Failed"), age=9), train_job("a", condition("Complete"))),
         f"delete {JOBS}/a": {"kind": "Status"},
         f"delete {JOBS}/old": {"kind": "Status"},
+        f"patch {JOBS}/a": {"kind": "TrainJob"},
         refused: FORBIDDEN,
     }
     for what, answer in answers.items():
         api.answer(what, answer)
-    assert Task().execute_complete(context(), event(SUCCEEDED))["model_uri"] == SUCCEEDED.model_uri
+    assert succeed(Task())["model_uri"] == SUCCEEDED.model_uri
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert left in warning
     assert "may not delete 'trainjobs'" in warning
@@ -273,7 +321,7 @@ def test_a_success_whose_connection_has_gone_is_a_success_with_a_warning(
     connection: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     connection(kube_config_path="/nowhere/config")
-    assert Task().execute_complete(context(), event(SUCCEEDED))["model_uri"] == SUCCEEDED.model_uri
+    assert succeed(Task())["model_uri"] == SUCCEEDED.model_uri
     assert "TrainJob a is left over: Connection 'cluster' gives no usable credentials" in caplog.text
     assert "kubectl --namespace ml delete trainjob a" in caplog.text
 

@@ -64,6 +64,24 @@ def test_earlier_workloads_are_followed_collected_or_deleted(case: str) -> None:
         assert [left.name for left in found.delete] == delete.split()
 
 
+LOST = {
+    "failed, and nobody has told": ([job("a", **FAILED)], "a"),
+    "failed twice: the last": ([job("a", 5, **FAILED), job("b", **FAILED)], "b"),
+    "failed, and told": ([job("a", delivered=True, **FAILED)], None),
+    "failed before a clear": ([job("a", try_number=2, **FAILED)], None),
+    "failed, another request": ([job("a", whole="other", **FAILED)], None),
+    "failed, and being deleted": ([job("a", deleting=True, **FAILED)], None),
+    "failed beside an active one": ([job("a", 5, **FAILED), job("b")], None),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_failure_that_nobody_has_told_is_found(case: str) -> None:
+    existing, failed = LOST[case]
+    found = adopt(existing, identity="task", whole="asked", first_try=3).failed
+    assert (found and found.name) == failed
+
+
 LEFT = {
     "failed earlier try": (job("a", 5, **FAILED), True),
     "succeeded earlier try that nobody collected": (job("a", 5, **SUCCEEDED), True),

@@ -88,8 +88,25 @@ class Cluster:
     def resume(self, name: str) -> None:
         """Start a process again that `stop` has ended, and wait for it where it is the API server."""
         self.processes.resume(name)
+        self._await(name)
+
+    def kill(self, name: str) -> None:
+        """End one process of the cluster as a machine that fails does, until `revive`."""
+        self.processes.kill(name)
+
+    def revive(self, name: str) -> None:
+        """Start a process again that `kill` has ended, and wait for it where it is the API server."""
+        self.processes.revive(name)
+        self._await(name)
+
+    def _await(self, name: str) -> None:
         if name == "kube-apiserver":
             self.processes.wait(name, lambda: answers(self.programs, self.kubeconfig))
+
+    @property
+    def audit(self) -> Path:
+        """What the API server notes of each TrainJob and pod that was made or deleted: one event of JSON a line."""
+        return self.folder / "audit.log"
 
     def import_image(self, archive: Path) -> None:
         """Put an image onto the node, as written by ``buildah push NAME oci-archive:FILE:NAME``."""

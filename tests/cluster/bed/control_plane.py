@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 from tests.cluster.bed.certificates import Authority, client, kubeconfig
 from tests.cluster.bed.processes import Processes, free_port
+
+_WORKLOADS = [{"group": "trainer.kubeflow.org", "resources": ["trainjobs"]}, {"group": "", "resources": ["pods"]}]
+AUDITED = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "omitManagedFields": True,
+    "rules": [
+        {"level": "RequestResponse", "verbs": ["create"], "resources": _WORKLOADS},
+        {"level": "Metadata", "verbs": ["delete", "deletecollection"], "resources": _WORKLOADS},
+        {"level": "None"},
+    ],
+}
+"""Who has made and deleted which workload: what a watch may miss while the API server is away."""
 
 
 class ControlPlane:
@@ -63,6 +78,8 @@ class ControlPlane:
         port = free_port()
         certificate, key = self.server
         tokens = self.authority.folder / "service-accounts.key"
+        policy = self.folder / "audit-policy.json"
+        policy.write_text(json.dumps(AUDITED))
         kubeconfig(self.kubeconfig, f"https://127.0.0.1:{port}", self.authority.path, client(*self.admin))
         self.processes.start(
             "kube-apiserver",
@@ -90,6 +107,8 @@ class ControlPlane:
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged",
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={self.folder / 'audit.log'}",
         )
         self.processes.wait("kube-apiserver", lambda: answers(self.programs, self.kubeconfig))
 

@@ -94,6 +94,25 @@ class Processes:
         service = self.folder / "services" / f"{name}.json"
         service.with_suffix(".stopped").rename(service)
 
+    def kill(self, name: str) -> None:
+        """End a process as a machine that fails does, and wait until it is gone; `revive` starts it again."""
+        os.kill(self._pid(name), signal.SIGKILL)
+        while not (self.folder / "exited" / name).exists():
+            time.sleep(0.05)
+
+    def revive(self, name: str) -> None:
+        """Start a killed process again, without waiting for it."""
+        (self.folder / "exited" / name).unlink()
+
+    def _pid(self, name: str) -> int:
+        wanted = json.loads((self.folder / "services" / f"{name}.json").read_text())["argv"]
+        outer = int((self.folder / "supervisor.pid").read_text())
+        for inner in _children(outer):
+            for pid in _children(inner):
+                if Path("/proc", str(pid), "cmdline").read_text().split("\0")[:-1] == wanted:
+                    return pid
+        raise ClusterError(f"{name} does not run:\n{self.log(name)}")
+
     def wait(self, name: str, ready: Callable[[], bool], what: str = "ready", timeout: float = 60) -> None:
         """Wait until a process is ready.
 
@@ -144,15 +163,19 @@ def _kill(folder: Path) -> None:
         pid = int((folder / "supervisor.pid").read_text())
         if str(folder) not in Path("/proc", str(pid), "cmdline").read_text():
             return  # it is gone, and its number has been given to another process
-        children = Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
+        children = _children(pid)
     except (OSError, ValueError):
         return
-    pids = [pid, *map(int, children)]
+    pids = [pid, *children]
     for each in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
     while any(_alive(each) for each in pids):
         time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    return [*map(int, Path("/proc", str(pid), "task", str(pid), "children").read_text().split())]
 
 
 def _alive(pid: int) -> bool:
