@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import pickle
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_provider_finetune.runner.data.files import BLOCK
 from airflow_provider_finetune.runner.data.part import Part
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.log import die_with_parent
@@ -55,12 +58,14 @@ def in_order(function: Callable[[_T], Part], items: Iterable[_T], workers: int, 
     from multiprocessing import get_context
 
     context = get_context("fork")
-    executor = ProcessPoolExecutor(workers, context, _begin, (os.getpid(), _Turns(context, target)))
+    most = 2 * workers + 1
+    desk = _Desk(most)
+    executor = ProcessPoolExecutor(workers, context, _begin, (os.getpid(), function, desk, _Turns(context, target)))
     pending: deque[Future[Part]] = deque()
     try:
         for turn, item in enumerate(items):
-            pending.append(executor.submit(_convert_and_write, function, item, turn))
-            if len(pending) > 2 * workers:
+            pending.append(executor.submit(_convert_and_write, desk.put(turn, item), turn))
+            if len(pending) == most:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -73,6 +78,42 @@ def in_order(function: Callable[[_T], Part], items: Iterable[_T], workers: int, 
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+class _Desk:
+    """Memory on which items are handed over: through a pipe their buffers would be copied three times.
+
+    Whoever puts an item waits first until the one that lay there is done with.
+
+    :param places: how many items lie there at once.
+    """
+
+    _SIZE = 2 * BLOCK
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._memory = memoryview(mmap.mmap(-1, places * self._SIZE))
+
+    def put(self, turn: int, item: Any) -> tuple[bytes, list[int]]:
+        """Return what :meth:`take` needs: the item without its buffers, and their sizes."""
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(item, protocol=5, buffer_callback=buffers.append)
+        views = [buffer.raw() for buffer in buffers]
+        sizes = [view.nbytes for view in views]
+        if sum(sizes) > self._SIZE:
+            return pickle.dumps(item, protocol=5), []
+        for view, place in zip(views, self._each(turn, sizes), strict=True):
+            place[:] = view
+        return head, sizes
+
+    def take(self, turn: int, head: bytes, sizes: list[int]) -> Any:
+        return pickle.loads(head, buffers=self._each(turn, sizes))
+
+    def _each(self, turn: int, sizes: list[int]) -> Iterator[memoryview]:
+        begin = turn % self._places * self._SIZE
+        for size in sizes:
+            yield self._memory[begin : begin + size]
+            begin += size
 
 
 class _Turns:
@@ -100,13 +141,15 @@ class _Turns:
             rest, offset = rest[written:], offset + written
 
 
+_function: Callable[[Any], Part]
+_desk: _Desk
 _turns: _Turns
 """Of a process that converts."""
 
 
-def _begin(parent: int, turns: _Turns) -> None:
-    global _turns
-    _turns = turns
+def _begin(parent: int, function: Callable[[Any], Part], desk: _Desk, turns: _Turns) -> None:
+    global _function, _desk, _turns
+    _function, _desk, _turns = function, desk, turns
     # The runner's handlers are not for its helpers.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -115,10 +158,10 @@ def _begin(parent: int, turns: _Turns) -> None:
         os._exit(1)
 
 
-def _convert_and_write(function: Callable[[_T], Part], item: _T, turn: int) -> Part:
+def _convert_and_write(put: tuple[bytes, list[int]], turn: int) -> Part:
     rows = b""
     try:
-        part = function(item)
+        part = _function(_desk.take(turn, *put))
         rows, part.canonical = part.canonical, b""
     finally:
         # Others wait for this turn, also where it has failed.
