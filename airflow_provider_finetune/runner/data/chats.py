@@ -1,7 +1,7 @@
 """Plain chats of whole chunks as canonical rows, without a Python object for each message: in a third of the time.
 
-It does for them what :mod:`.part` does for every row, to the byte; a chunk that has anything else is left to it. Parquet
-is written as JSON, and lines of JSON are copied, as Arrow's reader finds nothing in them that Python's would not.
+It does for them what :mod:`.part` does for every row, to the byte; a chunk that has anything else is left to it. Of
+parquet JSON is made; lines of JSON are copied once Arrow has read them, which is stricter than Python is.
 """
 
 from __future__ import annotations
@@ -39,14 +39,11 @@ def of_batch(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
     :return: whether it could be done; if not, ``part`` is as it was.
     """
     import pyarrow as pa
-    import pyarrow.types as is_type
 
-    if "messages" not in batch.schema.names:
+    if "messages" not in batch.schema.names or not _is_plain(chats := batch.column("messages")):
         return False
-    chats = batch.column("messages")
-    if not is_type.is_list(chats.type) or not is_type.is_struct(item := chats.type.value_type):
-        return False
-    if sorted(field.name for field in item) != ["content", "role"] or not _is_plain(chats):
+    # Further keys of a message would have to be written as well.
+    if chats.type.value_type.num_fields > 2:
         return False
     turns = chats.flatten()
     try:
@@ -79,8 +76,9 @@ def schema_of(rows: Iterable[Any]) -> pyarrow.Schema | None:
         schema = pa.schema([kind.field(name) for name in names])
     except (pa.ArrowException, ValueError, TypeError, KeyError):
         return None
-    plain = all(_is_exact(field.type) or is_type.is_floating(field.type) for field in schema)
-    return schema if plain else None
+    if "messages" not in names or not _are_chats(schema.field("messages").type):
+        return None
+    return schema if all(_is_exact(field.type) or is_type.is_floating(field.type) for field in schema) else None
 
 
 def of_lines(lines: Lines, schema: pyarrow.Schema, part: Part) -> bool:
@@ -154,17 +152,25 @@ def _is_exact(kind: Any) -> bool:
     return any(known(kind) for known in (is_type.is_string, is_type.is_int64, is_type.is_boolean, is_type.is_null))
 
 
+def _are_chats(kind: Any) -> bool:
+    """Say whether rows of this type are lists of messages with a role and a text."""
+    import pyarrow.types as is_type
+
+    if not is_type.is_list(kind) or not is_type.is_struct(kind.value_type):
+        return False
+    types = {field.name: field.type for field in kind.value_type}
+    return all(
+        name in types and (is_type.is_string(types[name]) or is_type.is_large_string(types[name]))
+        for name in ("role", "content")
+    )
+
+
 def _is_plain(chats: Any) -> bool:
     """Say whether all rows have messages, and these each a role and a text."""
     import pyarrow.compute as pc
-    import pyarrow.types as is_type
 
-    if not is_type.is_list(chats.type) or not is_type.is_struct(item := chats.type.value_type):
+    if not _are_chats(chats.type):
         return False
-    for name in ("role", "content"):
-        index = item.get_field_index(name)
-        if index < 0 or not (is_type.is_string(kind := item.field(index).type) or is_type.is_large_string(kind)):
-            return False
     if chats.null_count or not len(chats) or pc.min(pc.list_value_length(chats)).as_py() == 0:
         return False
     turns = chats.flatten()
@@ -208,11 +214,7 @@ def _joined(chats: Any, texts: Any, between: str) -> Any:
 def _take(
     part: Part, numbers: Sequence[int], opened: Sequence[bytes], told: Sequence[bytes], chats: Any, batch: Any
 ) -> None:
-    """Count rows, and keep those with an answer.
-
-    :param opened: canonical rows without their end.
-    :param told: what tells their contents.
-    """
+    """Count rows, and keep those with an answer: ``opened`` without their end, told by the texts in ``told``."""
     answered, empty = _answers(chats)
     part.rows += len(numbers)
     for number in compress(numbers, ~answered):
@@ -224,12 +226,12 @@ def _take(
         known = [pair for pair in zip(identities, compress(numbers, answered), strict=True) if pair[0] is not None]
         part.ids.extend(array("q", [value for value, _ in known]))  # type: ignore[misc]
         part.id_numbers.extend(array("I", [number for _, number in known]))
-    if not answered.all():
-        numbers, opened, told = (list(compress(values, answered)) for values in (numbers, opened, told))
-    part.hashes.extend(array("q", map(hash, told)))
-    part.numbers.extend(numbers)
-    ends = [b'%d"}\n' % number for number in numbers]
-    part.canonical = b"".join(chain.from_iterable(zip(opened, repeat(part.label), ends, strict=False)))
+    kept = list(compress(numbers, answered))
+    part.hashes.extend(array("q", map(hash, compress(told, answered))))
+    part.numbers.extend(array("I", kept))
+    ends = [b'%d"}\n' % number for number in kept]
+    lines = zip(compress(opened, answered), repeat(part.label), ends, strict=False)
+    part.canonical = b"".join(chain.from_iterable(lines))
 
 
 def _answers(chats: Any) -> tuple[Any, Any]:

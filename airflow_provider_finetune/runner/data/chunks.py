@@ -12,6 +12,7 @@ from airflow_provider_finetune.runner.data import chats, columns, forms, part, r
 from airflow_provider_finetune.runner.data.files import Place
 from airflow_provider_finetune.runner.data.part import Chunk, Part
 from airflow_provider_finetune.runner.data.source import Source
+
 if TYPE_CHECKING:
     import pyarrow
 

@@ -47,10 +47,11 @@ def parquet(path: Path, place: Place) -> Iterator[Batch]:
     :param path: of the file.
     :param place: is kept up to date.
     :yields: a chunk of rows.
+    :raises Damaged: it is no parquet file, or not a whole one.
     """
     # What converting imports, pandas with the first text that Arrow hands to Python: once here, not in each process.
     import pandas  # noqa: F401
-    import pyarrow.compute
+    import pyarrow.compute  # noqa: F401
     import pyarrow.parquet as pq
 
     size = path.stat().st_size

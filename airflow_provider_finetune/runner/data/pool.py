@@ -156,6 +156,9 @@ def _begin(parent: int, function: Callable[[Any], Part], desk: _Desk, turns: _Tu
     die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+    if arrow := sys.modules.get("pyarrow"):
+        # Its own pool keeps 50 MB of what is freed in each process.
+        arrow.set_memory_pool(arrow.system_memory_pool())
 
 
 def _convert_and_write(put: tuple[bytes, list[int]], turn: int) -> Part:

@@ -44,10 +44,7 @@ class Lines:
             yield number, parse(text), text
 
     def texts(self, content: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield number and text of each line on which something stands.
-
-        :param content: what :meth:`content` returned.
-        """
+        """Yield number and text of each line of :meth:`content` on which something stands."""
         for number, line in enumerate(io.BytesIO(content), start=self.first):
             if text := line.strip():
                 yield number, text
