@@ -221,14 +221,15 @@ def _take(
         part.dropped.add(f"{part.prefix}{number}", forms.NO_ANSWER)
     for number in compress(numbers, empty):
         part.empty_answers.add(f"{part.prefix}{number}")
-    if "id" in batch.schema.names:
-        identities = map(hash_of_id, compress(batch.column("id").to_pylist(), answered))
-        known = [pair for pair in zip(identities, compress(numbers, answered), strict=True) if pair[0] is not None]
-        part.ids.extend(array("q", [value for value, _ in known]))  # type: ignore[misc]
-        part.id_numbers.extend(array("I", [number for _, number in known]))
     kept = list(compress(numbers, answered))
     part.hashes.extend(array("q", map(hash, compress(told, answered))))
     part.numbers.extend(array("I", kept))
+    if "id" in batch.schema.names:
+        hashes = list(map(hash_of_id, compress(batch.column("id").to_pylist(), answered)))
+        part.ids.extend(array("q", [value for value in hashes if value is not None]))
+        part.id_numbers.extend(
+            array("I", [number for value, number in zip(hashes, kept, strict=True) if value is not None])
+        )
     ends = [b'%d"}\n' % number for number in kept]
     lines = zip(compress(opened, answered), repeat(part.label), ends, strict=False)
     part.canonical = b"".join(chain.from_iterable(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import pickle
@@ -25,6 +26,9 @@ _SMALL = 16 << 20
 """Bytes up to which processes are not worth their start."""
 
 _MOST_WORKERS = 4
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's ``malloc.h``."""
 
 
 def workers_for(size: int) -> int:
@@ -156,9 +160,19 @@ def _begin(parent: int, function: Callable[[Any], Part], desk: _Desk, turns: _Tu
     die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+    _reuse_memory()
+
+
+def _reuse_memory() -> None:
+    """Let the C library keep what is freed for the next item: to get it anew is a tenth of the time.
+
+    Arrow's own pool would keep 50 MB beside that.
+    """
     if arrow := sys.modules.get("pyarrow"):
-        # Its own pool keeps 50 MB of what is freed in each process.
         arrow.set_memory_pool(arrow.system_memory_pool())
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_THRESHOLD, 8 * BLOCK)
+        set_option(_M_TRIM_THRESHOLD, 8 * BLOCK)
 
 
 def _convert_and_write(put: tuple[bytes, list[int]], turn: int) -> Part:
