@@ -10,10 +10,10 @@ English in ASCII, 20 have letters and quotes of Europe, 10 have Chinese or emoji
 * A: ``rows.read``: every row recognised, checked, counted, hashed, and written as a canonical row.
 * B: ``datasets.load_dataset(...)["train"].to_json(...)``, as the component of the pipelines does; nothing is checked.
 
-Each is a fresh process. Its seconds begin after its imports, all of which the training has as well. Memory is the peak of the proportional set size (PSS) of
-the process and its children, less that of a process that only imports ``datasets``, which the training imports as well.
-A and B alternate, and the medians are compared; CPU seconds of all processes stand beside them, since a shared machine
-is never twice the same. It exits with 1 where a goal is missed.
+Each is a fresh process. Its seconds begin after its imports, all of which the training has as well. Memory is the peak
+of the proportional set size (PSS) of the process and its children, less that of one that only imports ``datasets``. A
+and B alternate, and the medians are compared; CPU seconds of all processes stand beside them, since a shared machine is
+never twice the same. It exits with 1 where a goal is missed.
 """
 
 from __future__ import annotations

@@ -131,6 +131,14 @@ def test_lines_that_are_none_of_plain_chats_are_converted_one_by_one(odd: str) -
     assert found == part.Part("x:", 0)
 
 
+def test_rows_of_deep_nesting_are_not_left_to_arrow() -> None:
+    deep: list[Any] = []
+    for _ in range(50):
+        deep = [deep]
+    assert chats.schema_of([{**CHATS[1], "deep": [[1]]}]) is not None
+    assert chats.schema_of([{**CHATS[1], "deep": deep}]) is None
+
+
 def test_whatever_stands_in_lines_a_whole_chunk_says_what_they_say() -> None:
     chance = random.Random(5)
     pieces = rb"null { } [ ] , : }{ NaN -Infinity 1e999 01 \u0000 \ud83d \ude00".split()

@@ -6,6 +6,7 @@ parquet JSON is made; lines of JSON are copied once Arrow has read them, which i
 
 from __future__ import annotations
 
+import io
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain, compress, repeat
@@ -112,11 +113,14 @@ def of_lines(lines: Lines, schema: pyarrow.Schema, part: Part) -> bool:
 def _split(lines: Lines, content: bytes) -> tuple[list[int], list[bytes]]:
     """Return numbers and texts, these without their last brace; nothing where one is not in braces."""
     numbers, opened = [], []
-    for number, text in lines.texts(content):
-        if not (text.startswith(b"{") and text.endswith(b"}")):
+    for number, line in enumerate(io.BytesIO(content), start=lines.first):
+        # What nearly all lines end in: to strip them first would copy them once more.
+        cut, text = (-2, line) if line.endswith(b"}\n") else (-1, line.strip())
+        if text and not (text.startswith(b"{") and text.endswith((b"}", b"}\n"))):
             return [], []
-        numbers.append(number)
-        opened.append(text[:-1])
+        if text:
+            numbers.append(number)
+            opened.append(text[:cut])
     return numbers, opened
 
 
@@ -141,14 +145,13 @@ def _parsed(content: bytes, schema: pyarrow.Schema) -> pyarrow.Table | None:
     return table if all(pc.all(pc.is_finite(column)).as_py() is not False for column in floats) else None
 
 
-def _is_exact(kind: Any) -> bool:
-    """Say whether what Arrow reads as of this type is what Python reads."""
+def _is_exact(kind: Any, levels: int = 20) -> bool:
+    """Say whether what Arrow reads as of this type is what Python reads; its reader is not made for endless nesting."""
     import pyarrow.types as is_type
 
-    if is_type.is_list(kind):
-        return _is_exact(kind.value_type)
-    if is_type.is_struct(kind):
-        return all(_is_exact(field.type) for field in kind)
+    if is_type.is_list(kind) or is_type.is_struct(kind):
+        inner = [kind.value_type] if is_type.is_list(kind) else [field.type for field in kind]
+        return levels > 0 and all(_is_exact(each, levels - 1) for each in inner)
     return any(known(kind) for known in (is_type.is_string, is_type.is_int64, is_type.is_boolean, is_type.is_null))
 
 

@@ -40,14 +40,10 @@ class Lines:
     names: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[int, Any, bytes]]:
-        for number, text in self.texts(self.content()):
-            yield number, parse(text), text
-
-    def texts(self, content: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield number and text of each line of :meth:`content` on which something stands."""
-        for number, line in enumerate(io.BytesIO(content), start=self.first):
-            if text := line.strip():
-                yield number, text
+        for number, line in enumerate(io.BytesIO(self.content()), start=self.first):
+            text = line.strip()
+            if text:
+                yield number, parse(text), text
 
     def content(self) -> bytes:
         if self.data is not None:
