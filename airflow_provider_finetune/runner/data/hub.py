@@ -110,7 +110,7 @@ def _files(repository: Repository, config: str) -> dict[str, list[str]] | None:
     if builder.info.features is not None or _has_settings(builder.config):
         return None
     root = f"{_address(repository)}@{repository.revision}/"
-    found = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    found = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     for files in found.values():
         if not all(file.startswith(root) for file in files) or len(formats := set(map(format_of, files))) != 1:
             return None
