@@ -29,10 +29,10 @@ demo: .venv/airflow/.done .venv/train/.done
 	ALGORITHM=$(ALGORITHM) AIRFLOW_PYTHON=$(CURDIR)/.venv/airflow/bin/python TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python UV=$(CURDIR)/$(UV) scripts/demo
 
 bench: .venv/airflow/.done .venv/train/.done
-	@for script in bench/*.py; do \
+	@missed=0; for script in bench/*.py; do \
 	  echo "== $$script"; \
-	  FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python $$script || exit; \
-	done
+	  FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python $$script || missed=1; \
+	done; exit $$missed
 
 soak: .venv/airflow/.done .venv/train/.done
 	@FINETUNE_TRAIN_PYTHON=$(CURDIR)/.venv/train/bin/python .venv/airflow/bin/python -m tests.faults.soak --tasks $(N) --seed $(SEED) --keep .soak

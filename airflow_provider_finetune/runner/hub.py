@@ -7,6 +7,7 @@ signatures.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,19 +98,41 @@ def sizes(wanted: Repository) -> dict[str, int]:
     return {file.rfilename: file.size or 0 for file in ask(wanted).siblings}
 
 
-def download(wanted: Repository, names: Iterable[str]) -> Path:
+def bytes_of(wanted: Repository, names: Iterable[str]) -> int:
+    """Return how many bytes some files of a repository have together.
+
+    :param wanted: at a commit.
+    :param names: of the files.
+    :raises RunFailed: see :func:`failure`.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().get_paths_info(wanted.id, list(names), revision=wanted.revision, repo_type=wanted.kind)
+    except Exception as error:
+        raise failure(error, wanted) from None
+    return sum(getattr(file, "size", 0) for file in found)
+
+
+def download(wanted: Repository, names: Iterable[str], into: Path | None = None) -> Path:
     """Bring files of one commit into the cache of the hub's libraries, where they are not there yet.
 
     :param wanted: at a commit.
     :param names: of the files.
-    :return: the directory of that commit in the cache.
+    :param into: a directory of this commit that takes them instead of the cache.
+    :return: the directory of that commit in the cache, or ``into``.
     :raises RunFailed: see :func:`failure`.
     """
     from huggingface_hub import snapshot_download
 
     names = list(names)
+    patterns = list(map(glob.escape, names))
     try:
-        directory = Path(snapshot_download(wanted.id, revision=wanted.revision, allow_patterns=names))
+        directory = Path(
+            snapshot_download(
+                wanted.id, repo_type=wanted.kind, revision=wanted.revision, allow_patterns=patterns, local_dir=into
+            )
+        )
     except Exception as error:
         raise failure(error, wanted) from None
     if not all((directory / name).is_file() for name in names):

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from airflow_provider_finetune.runner import model, transfer
-from airflow_provider_finetune.runner.data import hub
+from airflow_provider_finetune.runner.data import hub, rows
 from airflow_provider_finetune.runner.failures import explain
 
 
@@ -22,6 +26,7 @@ def answer_to(order: dict[str, Any]) -> dict[str, Any]:
     :return: what was found, or the ``failure``; and the lines for people as ``said``.
     """
     said: list[str] = []
+    Path(order["scratch"]).mkdir(parents=True, exist_ok=True)
     answer: dict[str, Any] = {"said": said}
     try:
         if "dataset" in order:
@@ -48,16 +53,21 @@ def _rows(order: dict[str, Any], said: list[str]) -> dict[str, Any]:
     # Of a hub that is gone it would wait 100 s for its return.
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0.1
-    source = hub.dataset(order["dataset"], argument="dataset", say=said.append)
-    assert source.tables is not None
+    if "free" in order:
+        shutil.disk_usage = lambda path: SimpleNamespace(free=order["free"])  # type: ignore[assignment,return-value]
+    scratch = Path(tempfile.mkdtemp(dir=order["scratch"]))
+    source = hub.dataset(order["dataset"], argument="dataset", scratch=scratch, say=said.append)
+    answer = {"name": source.name, "format": source.format, "identity": source.identity}
+    if source.tables is None:
+        found = rows.read(source, scratch / "rows.jsonl", said.append)
+        read = [{"messages": row.messages} for row in islice(rows.rows(found.path), 5)]
+        return {**answer, "rows": read, "summary": found.summary()}
     tables = list(source.tables())
     assert [row for table in source.tables() for row in table.to_pylist()] == [
         row for table in tables for row in table.to_pylist()
     ]
     return {
-        "name": source.name,
-        "format": source.format,
-        "identity": source.identity,
+        **answer,
         "sizes": [table.num_rows for table in tables],
         "rows": [row for table in tables for row in table.to_pylist()][:5],
     }

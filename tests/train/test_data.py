@@ -1,16 +1,19 @@
-"""Parquet files and what ``datasets`` saves are read like every other data set.
+"""Parquet files and what ``datasets`` saves are read like every other data set, and large files of lines by Arrow.
 
 * forms and types of columns; only the columns of a form are read; places; several processes
 * files that are empty, damaged, of other columns; texts that are no UTF-8
 * duplicates among many rows
+* chunks of chats that are converted as a whole give what their rows give one by one
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from array import array
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any
 
 import datasets
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_provider_finetune.runner.data import chats, chunks, columns, counts, part, pool, rows
+from airflow_provider_finetune.runner.data import chats, chunks, columns, counts, part, pool, reading, rows
 from airflow_provider_finetune.runner.data.locate import locate
 from airflow_provider_finetune.runner.failures import UserError
 from tests.train.conftest import chat
@@ -59,13 +62,13 @@ ODD = {
     "no message": [],
     "nothing": None,
     "a control character": chat("\x07", "a\x1f")["messages"],
-    "a role with a quote": [*chat("q", "a")["messages"], {"role": '"', "content": ""}],
 }
 
 
 @pytest.mark.parametrize("odd", [*ODD, None])
 def test_whole_batches_are_converted_to_what_single_rows_are(odd: str | None) -> None:
     table = [{**row, "id": row["id"] or None} for row in CHATS] + [chat("q", "\u2028\t\r\\"), chat("e", " \n")]
+    table.append({"messages": [*chat("q", "a")["messages"], {"role": '"', "content": ""}]})
     if odd:
         table.append({"messages": ODD[odd]})
     batch = pa.RecordBatch.from_pylist(table, schema=pa.schema({"messages": MESSAGES, "id": pa.int64()}))
@@ -73,8 +76,100 @@ def test_whole_batches_are_converted_to_what_single_rows_are(odd: str | None) ->
     single = part.convert(chunk, "messages")
     assert chunks.convert(chunk, "messages") == single
     found = part.Part("x row ", 0, columns=dict.fromkeys(chunk.names))
-    assert chats.convert(chunk.batch, chunk.first, found) == (odd is None)
+    assert chats.of_batch(chunk.batch, chunk.first, found) == (odd is None)
     assert found == (single if odd is None else part.Part("x row ", 0, columns=dict.fromkeys(chunk.names)))
+
+
+def lines(table: list[dict[str, Any]], **how: Any) -> bytes:
+    return b"".join(json.dumps(row, **how).encode() + b"\n" for row in table)
+
+
+def as_one_and_as_single(content: bytes) -> tuple[bool, part.Part, part.Part]:
+    """Convert lines as a whole, where that is possible, and one by one."""
+    schema = chats.schema_of(CHATS)
+    chunk = reading.Lines("x:", 0, 1001, data=PickleBuffer(content))
+    found = part.Part("x:", 0)
+    could = chats.of_lines(chunk, schema, found)
+    single = part.convert(chunk, "messages")
+    assert chunks.convert(chunk, "messages", schema) == (found if could else single)
+    return could, found, single
+
+
+@pytest.mark.parametrize("how", [{}, {"ensure_ascii": False}, {"separators": (",", ":")}])
+def test_whole_chunks_of_lines_are_converted_to_what_single_lines_are(how: dict[str, Any]) -> None:
+    plain = lines([*CHATS, {**chat("e", " \n"), "id": None, "n": 1}], **how)
+    for content in (plain, plain.replace(b"\n", b" \r\n\n"), plain.rstrip()):
+        could, found, single = as_one_and_as_single(content)
+        assert could
+        assert found == single
+
+
+ODD_LINES = {
+    "another key": b'{"messages": [], "z": 1}',
+    "another type": b'{"messages": [], "n": "1"}',
+    "a key that is there twice": b'{"messages": [], "n": 1, "n": 2}',
+    "a long number": b'{"messages": [], "n": ' + b"9" * 5000 + b"}",
+    "no number": b'{"messages": [], "n": Inf}',
+    "nested without end": b'{"messages": ' + b"[" * 100_000,
+    "no chat": b"{}",
+    "null": b"null",
+    "two in a line": lines(CHATS[:1]).strip() * 2,
+    "null behind a row": lines(CHATS[:1]).strip() + b" null " + lines(CHATS[:1]).strip(),
+    "one in two lines": lines(CHATS[:1]).replace(b", ", b",\n"),
+    "half a character": lines(CHATS[1:2]).replace(b"ud83d", b"ud83d "),
+    "no UTF-8": lines(CHATS[1:2]).replace(b'"user"', b'"\xff"'),
+    "a control character": lines(CHATS[1:2]).replace(b'"user"', b'"\x07"'),
+    "a vertical tab": b"\x0b",
+    "a text without an end": b'{"messages": [{"role": "}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_lines_that_are_none_of_plain_chats_are_converted_one_by_one(odd: str) -> None:
+    could, found, _ = as_one_and_as_single(lines(CHATS[:3]) + ODD_LINES[odd] + b"\n" + lines(CHATS[3:5]))
+    assert not could
+    assert found == part.Part("x:", 0)
+
+
+def test_rows_of_deep_nesting_are_not_left_to_arrow() -> None:
+    deep: list[Any] = []
+    for _ in range(50):
+        deep = [deep]
+    assert chats.schema_of([{**CHATS[1], "deep": [[1]]}]) is not None
+    assert chats.schema_of([{**CHATS[1], "deep": deep}]) is None
+
+
+def test_whatever_stands_in_lines_a_whole_chunk_says_what_they_say() -> None:
+    chance = random.Random(5)
+    pieces = rb"null { } [ ] , : }{ NaN -Infinity 1e999 01 \u0000 \ud83d \ude00".split()
+    pieces += [b'"', b"\\", b"\n", b"\r\n", b"}\n{", b"\x00", b"\x1c", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf"]
+    quick = 0
+    for _ in range(2000):
+        content = lines(chance.sample(CHATS, 3), ensure_ascii=chance.random() < 0.5)
+        for _ in range(chance.randrange(3)):
+            at = chance.randrange(len(content))
+            content = content[:at] + chance.choice(pieces) + content[at + chance.randrange(2) :]
+        could, found, single = as_one_and_as_single(content)
+        quick += could
+        assert not could or found == single, content
+    assert quick > 700
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_are_those_of_single_lines_whichever_chunks_are_converted_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, compressed: bool
+) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 2048)
+    content = lines(CHATS[:50]) + b"{broken\n" + lines(CHATS) + lines([{**CHATS[7], "new": "key"}])
+    path = tmp_path / ("rows.jsonl.gz" if compressed else "rows.jsonl")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    single, canonical = read(path), (tmp_path / "rows.out").read_bytes()
+    monkeypatch.setattr(chunks, "WORTH_ARROW", 0)
+    monkeypatch.setattr(pool, "workers_for", lambda size: workers)
+    assert (read(path), (tmp_path / "rows.out").read_bytes()) == (single, canonical)
+    assert (single.repeated.count, single.columns_left_out) == (41, ("n", "new"))
+    assert single.dropped.lines["it is not JSON (Expecting property name enclosed in double quotes)"] == ["51"]
 
 
 def test_keys_that_arrow_adds_to_every_message_are_not_taken_for_a_tools(tmp_path: Path) -> None:

@@ -337,8 +337,13 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart(s3: S3, tmp_path: 
         assert said in failure.message
 
 
-def test_what_does_not_fit_on_the_disk_is_not_begun(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = s3.put("rows.jsonl", ROWS)
+def test_what_does_not_fit_on_the_disk_is_not_begun(
+    s3: S3, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.answers["/rows.jsonl"] = content(ROWS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3))
-    failure = refused(uri, tmp_path)
-    assert (failure.failure_class, failure.cause) == ("resources", "disk_full")
+    for uri in (s3.put("rows.jsonl", ROWS), f"{web.url}/rows.jsonl"):
+        failure = refused(uri, tmp_path)
+        assert (failure.failure_class, failure.cause) == ("resources", "disk_full")
+        assert f"has {len(ROWS)} bytes, and" in failure.message
+    assert not list(tmp_path.rglob("rows.jsonl"))

@@ -4,7 +4,7 @@ The questions are asked in processes with environments of their own, as these li
 imported. What is tested:
 
 * a model: small files first, weights last, the commit recorded, the cache, offline, code only where it is trusted
-* a data set: revision, config, split, a thousand rows at a time, never an older state
+* a data set: revision, config, split, rows that cannot be read, never an older state
 * what a hub can refuse or break, each with its cause, and that a retry is offered only where it can help
 * that neither token nor signature is seen in anything that is printed or kept
 """
@@ -12,6 +12,7 @@ imported. What is tested:
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import subprocess
@@ -205,21 +206,93 @@ def test_weights_that_break_off_may_come_whole_at_a_retry(hub: Hub, ask: Ask, fi
 ROWS = [chat(f"question {n}", "answer") for n in range(2_300)]
 
 
-def test_rows_of_a_data_set_come_a_thousand_at_a_time_and_of_the_commit_that_is_recorded(hub: Hub, ask: Ask) -> None:
+def test_files_of_a_data_set_are_read_like_local_ones_of_the_commit_that_is_recorded(hub: Hub, ask: Ask) -> None:
     first = hub.dataset("org/chat", {"train.jsonl": jsonl(*ROWS), "test.jsonl": jsonl(ROWS[0])}).refs["main"]
     answer = ask({"dataset": "org/chat"})
-    assert answer["sizes"] == [1_000, 1_000, 300]
+    assert (answer["format"], answer["summary"]["rows"]) == ("jsonl", 2_300)
     assert answer["rows"] == ROWS[:5]
-    assert answer["format"] == "table"
-    assert answer["name"] == f"org/chat (split train, revision {first[:7]})"
+    assert answer["name"] == f"org/chat (split train: train.jsonl, revision {first[:7]})"
     expected = {"repository": "org/chat", "revision": first, "config": "default", "split": "train"}
-    assert answer["identity"] == expected
+    assert answer["identity"] == answer["summary"]["identity"] == expected
+    assert not [request for request in hub.requests if "test.jsonl" in request]
 
     second = hub.dataset("org/chat", {"train.jsonl": jsonl(*ROWS[7:])}).refs["main"]
     newest, older = ask({"dataset": "hf://datasets/org/chat"}, {"dataset": f"hf://org/chat@{first}?split=test"})
     assert newest["rows"] == ROWS[7:12]
     assert newest["identity"]["revision"] == second
     assert older["rows"] == ROWS[:1]
+
+
+BROKEN = jsonl(*ROWS[:3]) + b'{"messages": [}\n' + jsonl(ROWS[3])
+
+NOT_JSON = "it is not JSON (Expecting value)"
+
+
+def test_a_row_that_cannot_be_read_is_named_by_file_and_line_and_no_other_is_lost(hub: Hub, ask: Ask) -> None:
+    files = {f"data/train-{part} [of 2].jsonl.gz": gzip.compress(BROKEN) for part in "ab"}
+    hub.dataset("org/several", {**files, "data/test.jsonl": b"{"})
+    hub.dataset("org/one", {"train.json": BROKEN, "README.md": b"# Chats"})
+    several, one = ask({"dataset": "org/several"}, {"dataset": "org/one"})
+    assert several["summary"]["dropped_lines"] == {NOT_JSON: [f"{name}:4" for name in files]}
+    assert (several["summary"]["rows"], several["summary"]["format"]) == (10, "jsonl")
+    assert one["summary"]["dropped_lines"] == {NOT_JSON: ["4"]}
+    assert one["rows"] == ROWS[:4]
+
+
+def test_broken_rows_of_a_hub_count_for_max_dropped(
+    hub: Hub, run_runner: RunRunner, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    hub.dataset("org/chat", {"train.jsonl": BROKEN}).gated = True
+    environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    spec |= {"dataset": "org/chat", "max_dropped": 0.2}
+    within = run_runner(spec, "check", **environment)
+    assert within.status == 0, within.output
+    assert (within.full.dataset["rows"], within.full.dataset["rows_dropped"]) == (5, {NOT_JSON: 1})
+    assert f"{NOT_JSON} (line 4)" in within.output
+    beyond = run_runner({**spec, "max_dropped": 0.1}, "check", **environment)
+    assert beyond.outcome.failure is not None
+    assert (beyond.outcome.failure.failure_class, beyond.outcome.failure.cause) == ("user", "too_many_rows_dropped")
+    assert "(line 4)" in beyond.outcome.failure.message
+    for secret in (TOKEN, SIGNATURE):
+        assert secret not in within.output + beyond.output
+
+
+def test_what_does_not_fit_on_the_disk_is_not_fetched(hub: Hub, ask: Ask) -> None:
+    hub.dataset("org/chat", {"train.jsonl": jsonl(*ROWS)})
+    answer = ask({"dataset": "org/chat", "free": 1_000})
+    assert cause(answer, "resources") == "disk_full"
+    assert "org/chat (revision " in answer["failure"]["message"]
+    assert not [request for request in hub.requests if request.startswith("GET") and "/storage/" in request]
+
+
+SEPARATED = b"""---
+configs:
+- config_name: default
+  sep: ";"
+  data_files:
+  - split: train
+    path: train.csv
+  - split: test
+    path: test.csv
+---
+"""
+
+
+def test_rows_that_only_datasets_reads_come_a_thousand_at_a_time_and_of_one_commit(hub: Hub, ask: Ask) -> None:
+    rows = [{"text": f"text {n}", "number": n} for n in range(2_300)]
+    first = hub.dataset("org/csv", {"README.md": SEPARATED, "train.csv": csv(rows), "test.csv": csv(rows[:1])})
+    sha = first.refs["main"]
+    answer = ask({"dataset": "org/csv"})
+    assert answer["sizes"] == [1_000, 1_000, 300]
+    assert (answer["rows"], answer["format"]) == (rows[:5], "table")
+    assert answer["name"] == f"org/csv (split train, revision {sha[:7]})"
+    hub.dataset("org/csv", {"README.md": SEPARATED, "train.csv": csv(rows[7:]), "test.csv": b""})
+    newest, older = ask({"dataset": "org/csv"}, {"dataset": f"org/csv@{sha}?split=test"})
+    assert (newest["rows"], older["rows"]) == (rows[7:12], rows[:1])
+
+
+def csv(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(f"{';'.join(map(str, row))}\n" for row in (rows[0], *(row.values() for row in rows))).encode()
 
 
 CARD = b"""---
@@ -271,12 +344,13 @@ def test_what_a_data_set_can_lack_is_named(hub: Hub, ask: Ask) -> None:
     hub.dataset("org/gated", {"train.jsonl": jsonl(*ROWS)}).gated = True
     hub.dataset("org/pictures", {"README.md": b"", "a.xyz": b"no rows"})
     hub.dataset("org/wrong", {"train.jsonl": b'{"messages": [}\n' * 9})
+    hub.dataset("org/object", {"train.json": b'{\n"messages": []\n}'})
     hub.dataset("org/cut", {"train.jsonl": jsonl(*ROWS)}).cut = frozenset({"train.jsonl"})
     assert len(jsonl(*ROWS)) > LARGE
-    names = ["org/none", "org/gated", "org/pictures", "org/wrong", "org/cut?lines=3", "org/cut"]
+    names = ["org/none", "org/gated", "org/pictures", "org/wrong", "org/object", "org/cut?lines=3", "org/cut"]
     *refused, cut = ask(*({"dataset": name} for name in names))
-    lacking = ["dataset_missing", "dataset_gated", "dataset_unreadable", "dataset_unreadable", "dataset_name_wrong"]
-    assert [cause(answer) for answer in refused] == lacking
+    lacking = ["missing", "gated", "unreadable", "unusable", "format", "name_wrong"]
+    assert [cause(answer) for answer in refused] == [f"dataset_{what}" for what in lacking]
     assert cause(cut, "infrastructure") == "download_cut_off"
     hub.dataset("org/typed", {"README.md": TYPED, "train.csv": b"text,score\nt,1\nt,secret of a row\n"})
     typed = ask({"dataset": "org/typed"})

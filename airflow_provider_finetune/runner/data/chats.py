@@ -1,25 +1,37 @@
-"""Chats of Arrow batches as canonical rows, without a Python object for each message: in a third of the time.
+"""Plain chats of whole chunks as canonical rows, without a Python object for each message: in a third of the time.
 
-It does for plain chats what :mod:`.part` does for every row, to the byte; a batch that has anything else is left to it.
+It does for them what :mod:`.part` does for every row, to the byte; a chunk that has anything else is left to it. Of
+parquet JSON is made; lines of JSON are copied once Arrow has read them, which is stricter than Python is.
 """
 
 from __future__ import annotations
 
+import io
 from array import array
-from json.encoder import encode_basestring as quoted
+from collections.abc import Iterable, Sequence
+from itertools import chain, compress, repeat
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.runner.data import forms
-from airflow_provider_finetune.runner.data.part import Part, hash_of_id
+from airflow_provider_finetune.runner.data.part import BETWEEN_TEXTS, Part, hash_of_id
 
 if TYPE_CHECKING:
     import pyarrow
 
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    from airflow_provider_finetune.runner.data.reading import Lines
+
+_ESCAPES = {b"\\": b"\\\\", b'"': b'\\"', b"\n": b"\\n", b"\t": b"\\t", b"\r": b"\\r"}
 """What JSON escapes in nearly all texts; a batch with other control characters is left to others."""
 
+_NEXT_ROW, _NEXT_TEXT, _NEXT_TURN = "\x01", "\x02", "\x03"
+"""Stand for the JSON between the texts until these are escaped."""
 
-def convert(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
+_BEGIN, _END = b'{"messages":[{"role":"', b'"}]'
+
+_JSON = {_NEXT_TEXT: b'","content":"', _NEXT_TURN: b'"},{"role":"', _NEXT_ROW: _END + b"\n" + _BEGIN}
+
+
+def of_batch(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
     """Convert a batch of rows with ``messages``.
 
     :param batch: the rows.
@@ -28,109 +40,213 @@ def convert(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
     :return: whether it could be done; if not, ``part`` is as it was.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    if not _is_plain(batch):
+    if "messages" not in batch.schema.names or not _is_plain(chats := batch.column("messages")):
         return False
-    chats = batch.column("messages")
-    offsets = pc.subtract(chats.offsets, chats.offsets[0])
-    turns = chats.flatten()
-    roles, texts = (turns.field(name).cast(pa.string()) for name in ("role", "content"))
-    escaped, there = texts, bytes(_bytes(texts))
-    for character, escape in _ESCAPES.items():
-        if character.encode() in there:
-            escaped = pc.replace_substring(escaped, character, escape)
-    written = pc.binary_join_element_wise('{"role":"', roles, '","content":"', escaped, '"}', "")
-    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, written), ",")
-    opened = pc.binary_join_element_wise('{"messages":[', joined, "]", "")
-    if _has_control_characters(opened) or _has_control_characters(roles) or _needs_escapes(roles):
-        return False
-    answered, empty = _answers(roles, texts, offsets)
-    numbers = pa.array(range(first, first + batch.num_rows))
-    label = f',"line":{quoted(part.prefix)[:-1]}'
-    lines = pc.binary_join_element_wise(opened, label, numbers.cast(pa.string()), '"}\n', "")
-    _count(part, batch, opened, answered, empty, first)
-    part.canonical = bytes(_bytes(lines.filter(answered)))
-    return True
-
-
-def _is_plain(batch: Any) -> bool:
-    """Say whether all rows have messages, and these a role and a text in UTF-8 and nothing else."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.types as is_type
-
-    if "messages" not in batch.schema.names or not is_type.is_list(kind := batch.schema.field("messages").type):
-        return False
-    item = kind.value_type
-    if not is_type.is_struct(item) or sorted(field.name for field in item) != ["content", "role"]:
-        return False
-    if not all(is_type.is_string(field.type) or is_type.is_large_string(field.type) for field in item):
-        return False
-    chats = batch.column("messages")
-    if chats.null_count or not batch.num_rows or pc.min(pc.list_value_length(chats)).as_py() == 0:
+    # Further keys of a message would have to be written as well.
+    if chats.type.value_type.num_fields > 2:
         return False
     turns = chats.flatten()
-    if turns.null_count or any(turns.field(index).null_count for index in range(2)):
-        return False
     try:
         turns.validate(full=True)
     except pa.ArrowInvalid:
         return False
+    opened = _written(chats)
+    if opened is None:
+        return False
+    _take(part, range(first, first + len(chats)), opened, opened, chats, batch)
     return True
 
 
-def _needs_escapes(roles: Any) -> bool:
+def schema_of(rows: Iterable[Any]) -> pyarrow.Schema | None:
+    """Return what Arrow is to read lines of JSON by, ``None`` where they cannot be read by it as by Python.
+
+    :param rows: some that have ``messages``; a chunk with other keys or types is not read by it.
+    """
+    # What converting imports: once here, not in each process.
+    import numpy  # noqa: F401
+    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.json
+    import pyarrow.types as is_type
+
+    rows = list(rows)
+    try:
+        kind = pa.infer_type(rows)
+        names = dict.fromkeys(chain.from_iterable(rows))
+        schema = pa.schema([kind.field(name) for name in names])
+    except (pa.ArrowException, ValueError, TypeError, KeyError):
+        return None
+    if "messages" not in names or not _are_chats(schema.field("messages").type):
+        return None
+    return schema if all(_is_exact(field.type) or is_type.is_floating(field.type) for field in schema) else None
+
+
+def of_lines(lines: Lines, schema: pyarrow.Schema, part: Part) -> bool:
+    """Convert lines of JSON with ``messages``.
+
+    :param lines: the rows.
+    :param schema: what :func:`schema_of` has returned.
+    :param part: takes what has become of them.
+    :return: whether it could be done; if not, ``part`` is as it was.
+    """
     import pyarrow.compute as pc
 
-    return any(pc.any(pc.match_substring(roles, character)).as_py() for character in _ESCAPES)
+    content = lines.content()
+    numbers, opened = _split(lines, content)
+    table = _parsed(content, schema) if numbers else None
+    # Each line begins with a brace and ends with one, so none can end in the row of another.
+    if table is None or table.num_rows != len(numbers):
+        return False
+    batch = table.combine_chunks().to_batches()[0]
+    chats = batch.column("messages")
+    if not _is_plain(chats):
+        return False
+    turns = chats.flatten()
+    texts = pc.binary_join_element_wise(turns.field("role"), turns.field("content"), BETWEEN_TEXTS)
+    told = _joined(chats, texts, BETWEEN_TEXTS)
+    part.columns |= dict.fromkeys(schema.names)
+    _take(part, numbers, opened, told.cast("binary").to_pylist(), chats, batch)
+    return True
 
 
-def _has_control_characters(texts: Any) -> bool:
-    import numpy as np
+def _split(lines: Lines, content: bytes) -> tuple[list[int], list[bytes]]:
+    """Return numbers and texts, these without their last brace; nothing where one is not in braces."""
+    numbers, opened = [], []
+    for number, line in enumerate(io.BytesIO(content), start=lines.first):
+        # What nearly all lines end in: to strip them first would copy them once more.
+        cut, text = (-2, line) if line.endswith(b"}\n") else (-1, line.strip())
+        if text and not (text.startswith(b"{") and text.endswith((b"}", b"}\n"))):
+            return [], []
+        if text:
+            numbers.append(number)
+            opened.append(text[:cut])
+    return numbers, opened
 
-    return bool(np.frombuffer(_bytes(texts), dtype=np.uint8).min(initial=255) < ord(" "))
 
-
-def _bytes(texts: Any) -> Any:
-    """Return the bytes of all texts, one after the other, without a copy."""
+def _parsed(content: bytes, schema: pyarrow.Schema) -> pyarrow.Table | None:
+    """Read lines by Arrow, as strictly as Python does and more: keys must be known, and none be there twice."""
     import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.json as pj
+    import pyarrow.types as is_type
 
-    if not len(texts):
-        return b""
-    begins = memoryview(texts.buffers()[1]).cast("i")
-    assert texts.type == pa.string()
-    return memoryview(texts.buffers()[2])[begins[texts.offset] : begins[texts.offset + len(texts)]]
+    whole = pj.ReadOptions(use_threads=False, block_size=len(content) + 1)
+    strict = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    try:
+        # Its reader looks at no byte of a text.
+        ends = pa.array([0, len(content)], pa.int32()).buffers()[1]
+        pa.StringArray.from_buffers(1, ends, pa.py_buffer(content)).validate(full=True)
+        table = pj.read_json(pa.BufferReader(content), whole, strict)
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    # It reads "Inf", which is no JSON, and numbers of any length.
+    floats = [column for column in table.columns if is_type.is_floating(column.type)]
+    return table if all(pc.all(pc.is_finite(column)).as_py() is not False for column in floats) else None
 
 
-def _answers(roles: Any, texts: Any, offsets: Any) -> tuple[Any, Any]:
+def _is_exact(kind: Any, levels: int = 20) -> bool:
+    """Say whether what Arrow reads as of this type is what Python reads; its reader is not made for endless nesting."""
+    import pyarrow.types as is_type
+
+    if is_type.is_list(kind) or is_type.is_struct(kind):
+        inner = [kind.value_type] if is_type.is_list(kind) else [field.type for field in kind]
+        return levels > 0 and all(_is_exact(each, levels - 1) for each in inner)
+    return any(known(kind) for known in (is_type.is_string, is_type.is_int64, is_type.is_boolean, is_type.is_null))
+
+
+def _are_chats(kind: Any) -> bool:
+    """Say whether rows of this type are lists of messages with a role and a text."""
+    import pyarrow.types as is_type
+
+    if not is_type.is_list(kind) or not is_type.is_struct(kind.value_type):
+        return False
+    types = {field.name: field.type for field in kind.value_type}
+    return all(
+        name in types and (is_type.is_string(types[name]) or is_type.is_large_string(types[name]))
+        for name in ("role", "content")
+    )
+
+
+def _is_plain(chats: Any) -> bool:
+    """Say whether all rows have messages, and these each a role and a text."""
+    import pyarrow.compute as pc
+
+    if not _are_chats(chats.type):
+        return False
+    if chats.null_count or not len(chats) or pc.min(pc.list_value_length(chats)).as_py() == 0:
+        return False
+    turns = chats.flatten()
+    return not (turns.null_count or turns.field("role").null_count or turns.field("content").null_count)
+
+
+def _written(chats: Any) -> list[bytes] | None:
+    """Return canonical rows without their end, ``None`` where a text has a control character that is seldom."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    turns = chats.flatten()
+    roles, texts = (turns.field(name).cast(pa.string()) for name in ("role", "content"))
+    rows = _joined(chats, pc.binary_join_element_wise(roles, texts, _NEXT_TEXT), _NEXT_TURN)
+    written = bytes(pc.binary_join(pa.ListArray.from_arrays([0, len(rows)], rows), _NEXT_ROW)[0].as_buffer())
+    for character, escape in _ESCAPES.items():
+        written = written.replace(character, escape)
+    if np.count_nonzero(np.frombuffer(written, dtype=np.uint8) < ord(" ")) != 2 * len(texts) - 1:
+        return None
+    for mark, json in _JSON.items():
+        written = written.replace(mark.encode(), json)
+    return (_BEGIN + written + _END).split(b"\n")
+
+
+def _offsets(chats: Any) -> Any:
+    """Return where the messages of each row begin among those of all."""
+    import pyarrow.compute as pc
+
+    return pc.subtract(chats.offsets, chats.offsets[0])
+
+
+def _joined(chats: Any, texts: Any, between: str) -> Any:
+    """Return one text for each row, made of those of its messages."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.binary_join(pa.ListArray.from_arrays(_offsets(chats), texts), between)
+
+
+def _take(
+    part: Part, numbers: Sequence[int], opened: Sequence[bytes], told: Sequence[bytes], chats: Any, batch: Any
+) -> None:
+    """Count rows, and keep those with an answer: ``opened`` without their end, told by the texts in ``told``."""
+    answered, empty = _answers(chats)
+    part.rows += len(numbers)
+    for number in compress(numbers, ~answered):
+        part.dropped.add(f"{part.prefix}{number}", forms.NO_ANSWER)
+    for number in compress(numbers, empty):
+        part.empty_answers.add(f"{part.prefix}{number}")
+    kept = list(compress(numbers, answered))
+    part.hashes.extend(array("q", map(hash, compress(told, answered))))
+    part.numbers.extend(array("I", kept))
+    if "id" in batch.schema.names:
+        hashes = list(map(hash_of_id, compress(batch.column("id").to_pylist(), answered)))
+        part.ids.extend(array("q", [value for value in hashes if value is not None]))
+        part.id_numbers.extend(
+            array("I", [number for value, number in zip(hashes, kept, strict=True) if value is not None])
+        )
+    ends = [b'%d"}\n' % number for number in kept]
+    lines = zip(compress(opened, answered), repeat(part.label), ends, strict=False)
+    part.canonical = b"".join(chain.from_iterable(lines))
+
+
+def _answers(chats: Any) -> tuple[Any, Any]:
     """Say of each row whether the assistant says something in it, and whether in one turn nothing."""
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
+    turns = chats.flatten()
+    roles, texts = turns.field("role"), turns.field("content")
     assistant = pc.equal(roles, "assistant").to_numpy(zero_copy_only=False)
     blank = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0)).to_numpy(zero_copy_only=False)
-    begins = offsets.to_numpy()[:-1]
+    begins = _offsets(chats).to_numpy()[:-1]
     answered = np.logical_or.reduceat(assistant & ~blank, begins)
-    return pa.array(answered), answered & np.logical_or.reduceat(assistant & blank, begins)
-
-
-def _count(part: Part, batch: Any, opened: Any, answered: Any, empty: Any, first: int) -> None:
-    import numpy as np
-    import pyarrow as pa
-
-    part.rows += batch.num_rows
-    used = answered.to_numpy(zero_copy_only=False)
-    for index in np.flatnonzero(~used).tolist():
-        part.dropped.add(f"{part.prefix}{first + index}", forms.NO_ANSWER)
-    for index in np.flatnonzero(empty).tolist():
-        part.empty_answers.add(f"{part.prefix}{first + index}")
-    part.hashes.extend(map(hash, opened.filter(answered).cast(pa.binary()).to_pylist()))
-    numbers = (np.flatnonzero(used) + first).tolist()
-    part.numbers.extend(numbers)
-    if "id" in batch.schema.names:
-        hashes = zip(map(hash_of_id, batch.column("id").filter(answered).to_pylist()), numbers, strict=True)
-        known = [(value, number) for value, number in hashes if value is not None]
-        part.ids.extend(array("q", [value for value, _ in known]))
-        part.id_numbers.extend(array("I", [number for _, number in known]))
+    return answered, answered & np.logical_or.reduceat(assistant & blank, begins)

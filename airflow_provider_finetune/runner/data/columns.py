@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.runner.data import forms
 from airflow_provider_finetune.runner.data.counts import Reason
@@ -41,107 +41,49 @@ class Batch:
             yield number, row, b""
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Rows of a parquet file that whoever converts them reads as well: to hand them over would take as long again.
-
-    * ``group``, ``begin``, ``most``: the row group, the first row in it, and how many to read
-    * ``names``: all columns of the file, also those that are not read
-    """
-
-    prefix: str
-    done: int
-    first: int
-    path: Path
-    file: str
-    group: int
-    begin: int
-    most: int
-    names: tuple[str, ...]
-
-    def rows(self) -> Iterator[tuple[int, Any, bytes]]:
-        for number, row in enumerate(_rows(self.batch), start=self.first):
-            yield number, row, b""
-
-    @property
-    def batch(self) -> pyarrow.RecordBatch:
-        """The rows, read anew unless they were the last that this process has read."""
-        with Place(self.file, self.prefix, "row", number=self.first - 1).named():
-            return _GroupReader.of(self).read(self.begin)
-
-
-class _GroupReader:
-    """Reads one row group from its beginning on, in batches of one size; a process keeps the one it used last."""
-
-    _last: ClassVar[tuple[tuple[Path, int, int], _GroupReader] | None] = None
-
-    def __init__(self, piece: Slice) -> None:
-        import pyarrow.parquet as pq
-
-        self._begin, self._batch = 0, None
-        with _damage_named():
-            file = pq.ParquetFile(piece.path, buffer_size=BLOCK // 4, pre_buffer=False)
-            self._batches = file.iter_batches(
-                piece.most, row_groups=[piece.group], columns=_wanted(piece.names), use_threads=False
-            )
-
-    @classmethod
-    def forget(cls) -> None:
-        """Let go of what is kept: another file may come under the same name."""
-        cls._last = None
-
-    @classmethod
-    def of(cls, piece: Slice) -> _GroupReader:
-        key = (piece.path, piece.group, piece.most)
-        if cls._last is None or cls._last[0] != key or cls._last[1]._begin > piece.begin:
-            cls._last = (key, cls(piece))
-        return cls._last[1]
-
-    def read(self, begin: int) -> Any:
-        """Return the batch that begins at a row; those before it are read and let go."""
-        with _damage_named():
-            while self._batch is None or self._begin < begin:
-                self._begin += self._batch.num_rows if self._batch else 0
-                self._batch = next(self._batches, None)
-                if self._batch is None:
-                    raise Broken("has fewer rows than it says")
-        return self._batch
-
-
-def parquet(path: Path, place: Place) -> Iterator[Slice]:
+def parquet(path: Path, place: Place) -> Iterator[Batch]:
     """Yield the rows of a parquet file; of its columns only those that a form has are read.
 
     :param path: of the file.
     :param place: is kept up to date.
     :yields: a chunk of rows.
+    :raises Damaged: it is no parquet file, or not a whole one.
     """
     # What converting imports, pandas with the first text that Arrow hands to Python: once here, not in each process.
     import pandas  # noqa: F401
-    import pyarrow as pa
-    import pyarrow.compute
+    import pyarrow.compute  # noqa: F401
     import pyarrow.parquet as pq
 
     size = path.stat().st_size
     if is_compressed(path):
         path = _inflated(path, place.scratch)
-    with _damage_named():
-        file = pq.ParquetFile(path)
-    names = tuple(file.schema_arrow.names)
-    # Arrow's own pool keeps what is freed: 50 MB more in each process.
-    usual = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
+    with lean_memory(), _damage_named():
+        file = pq.ParquetFile(path, buffer_size=BLOCK // 4, pre_buffer=False)
+        names = tuple(file.schema_arrow.names)
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
             most = max(1, min(_MOST_ROWS, BLOCK // 2 * group.num_rows // max(group.total_byte_size, 1)))
-            for begin in range(0, group.num_rows, most):
-                first, rows = place.number + 1, min(most, group.num_rows - begin)
-                place.number += rows
+            last = place.number + group.num_rows
+            for batch in file.iter_batches(most, row_groups=[index], columns=_wanted(names), use_threads=False):
+                first = place.number + 1
+                place.number += batch.num_rows
                 done = place.before + size * place.number // file.metadata.num_rows
-                yield Slice(place.prefix, done, first, path, place.file, index, begin, most, names)
+                yield Batch(place.prefix, done, first, batch, names)
+            if place.number < last:
+                raise Broken("has fewer rows than it says")
+
+
+@contextmanager
+def lean_memory() -> Iterator[None]:
+    """Let Arrow give back what it has freed: its own pool keeps 50 MB in each process."""
+    import pyarrow as pa
+
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
     finally:
         pa.set_memory_pool(usual)
-        _GroupReader.forget()
 
 
 def _wanted(names: tuple[str, ...]) -> list[str]:

@@ -110,12 +110,19 @@ class _Inflated(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            return self.readall()
         while True:
             at_end = not self._input and not self._refill()
             if at_end and not self._begun:
-                return 0
+                return b""
             try:
-                data = self._member.decompress(self._input, len(buffer))
+                data = self._member.decompress(self._input, size)
             except zlib.error as error:
                 raise Broken("is no gzip file, or a damaged one") from error
             self._begun = True
@@ -125,8 +132,7 @@ class _Inflated(io.RawIOBase):
                 self._input = self._member.unused_data.lstrip(b"\0")
                 self._member, self._begun = zlib.decompressobj(wbits=31), False
             if data:
-                buffer[: len(data)] = data
-                return len(data)
+                return data
             if at_end:
                 raise CutOff("is cut off: its gzip stream has no end")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def locate(
     if kind == "hf" or (kind is None and hub_name(dataset, "dataset") and not local_path(dataset, argument).exists()):
         from airflow_provider_finetune.runner.data import hub
 
-        return hub.dataset(dataset, argument=argument, say=say, trust_remote_code=trust_remote_code)
+        return hub.dataset(dataset, argument=argument, scratch=scratch, say=say, trust_remote_code=trust_remote_code)
     if kind not in (None, "file"):
         return _fetched(dataset, argument, scratch, say)
     path = local_path(dataset, argument)
@@ -118,7 +119,7 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
     :raises UserError: there is none of a known format, or there are several formats.
     """
     labels = {path: _label(path, root) for path in paths}
-    known = [path for path in paths if _format(path) and path.name not in _OF_THE_LIBRARY]
+    known = [path for path in paths if format_of(path.name) and path.name not in _OF_THE_LIBRARY]
     if not known:
         what = "has no file of a known format" if root else "is no file of a known format"
         raise UserError(
@@ -127,20 +128,31 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
             f"Known are {_KNOWN}, and what datasets.save_to_disk() writes",
         )
     taken = splits.of_training([labels[path] for path in known], name, argument, say)
-    files = tuple(path for path in known if labels[path] in taken)
-    for path in files:
+    files = {labels[path]: path for path in known if labels[path] in taken}
+    source = of_split(files, name=name, argument=argument)
+    return source if len(files) == 1 and root is None else replace(source, name=f"{name} ({len(files)} files)")
+
+
+def of_split(files: Mapping[str, Path], *, name: str, argument: str) -> Source:
+    """Recognise the format of files of which all are to be read.
+
+    :param files: local files by their labels, each named as one of a known format.
+    :param name: of the data set, for people.
+    :param argument: the operator's argument, for messages.
+    :raises UserError: one cannot be read, or there are several formats.
+    """
+    for path in files.values():
         _ensure_readable(path, argument, name)
-    formats = {path: _format_of_content(path, f"{argument}={name!r}: {labels[path]}") for path in files}
+    formats = {label: _format_of_content(path, f"{argument}={name!r}: {label}") for label, path in files.items()}
     if len(set(formats.values())) > 1:
-        examples = {kind: labels[path] for path, kind in reversed(formats.items())}
+        examples = {kind: label for label, kind in reversed(formats.items())}
         listing = " and ".join(f"{kind} ({label})" for kind, label in sorted(examples.items()))
         raise UserError(
             "dataset_formats_mixed",
             f"{argument}={name!r} has files of several formats: {listing}",
             "Name one of the files, or put those of one format into a directory of their own",
         )
-    shown = name if len(files) == 1 and root is None else f"{name} ({len(files)} files)"
-    return Source(shown, formats[files[0]], files, tuple(labels[path] for path in files))
+    return Source(name, next(iter(formats.values())), tuple(files.values()), tuple(files))
 
 
 def _label(path: Path, root: Path | None) -> str:
@@ -149,14 +161,14 @@ def _label(path: Path, root: Path | None) -> str:
     return label.encode(errors="replace").decode()
 
 
-def _format(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
-    return _FORMATS.get(Path(name).suffix)
+def format_of(name: str) -> str | None:
+    """Return the format that a file is named as, ``None`` for one that is not known."""
+    return _FORMATS.get(Path(name.lower().removesuffix(".gz")).suffix)
 
 
 def _format_of_content(path: Path, where: str) -> str:
     """Return the format; a file named ``.json`` often holds a row a line."""
-    kind = _format(path) or ""
+    kind = format_of(path.name) or ""
     if kind != "json":
         return kind
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from typing import Any, Protocol
 from airflow_provider_finetune.runner.data import forms
 from airflow_provider_finetune.runner.data.counts import Dropped, Found, Reason
 
-_may_be_half = re.compile(rb"\\(?=u[dD])").search
-"""Written so that C's search for one character goes first: as fast as memory."""
-
 _encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+BETWEEN_TEXTS = "\x1f"
+"""Between the texts of a row where it is hashed: no text of a chat has it."""
 
 _UNKNOWN_FORM = Reason("it has none of the known forms")
 _HALF_A_CHARACTER = Reason("its text has half of a character (a lone surrogate such as \\ud83d)")
@@ -65,6 +64,11 @@ class Part:
     id_numbers: array[int] = field(default_factory=lambda: array("I"))
     columns: dict[str, None] = field(default_factory=dict)
 
+    @property
+    def label(self) -> bytes:
+        """What stands in a canonical row before its number, which ``"}`` follows."""
+        return f',"line":{quoted(self.prefix)[:-1]}'.encode()
+
 
 def form_of(chunk: Chunk) -> str | None:
     """Return the form of the first row in ``chunk`` that has one."""
@@ -78,7 +82,7 @@ def convert(chunk: Chunk, form: str) -> Part:
     :param form: the data set's; where it is empty no row can be used.
     """
     part = Part(chunk.prefix, chunk.done, columns=dict.fromkeys(chunk.names))
-    label = f',"line":{quoted(chunk.prefix)[:-1]}'.encode()
+    label = part.label
     lines: list[bytes] = []
     keys: Any = None
     for number, row, source in chunk.rows():
@@ -110,11 +114,11 @@ def _opened(row: Any, form: str, source: bytes, number: int, part: Part) -> byte
         if role == "assistant" and forms.is_blank(text):
             empty_answer = True
     try:
-        opened = _copied(row, converted, source, content) or _written(converted)
+        told = BETWEEN_TEXTS.join(content or [converted.get("text", "")]).encode()
+        opened = _copied(row, converted, source) or _written(converted)
     except UnicodeEncodeError:
         return _HALF_A_CHARACTER
     # A row is told by what it says; where it is written anew, its JSON is just that.
-    told = tuple(content) or converted.get("text")
     part.hashes.append(hash(told) if source and told else hash(opened))
     part.numbers.append(number)
     if empty_answer:
@@ -133,7 +137,7 @@ def hash_of_id(identifier: Any) -> int | None:
     return hash(str(identifier))
 
 
-def _copied(row: forms.Row, converted: forms.Row, source: bytes, content: list[str]) -> bytes:
+def _copied(row: forms.Row, converted: forms.Row, source: bytes) -> bytes:
     """Return the source's own JSON of a row where nothing had to be changed: to write it anew takes three times as
     long.
 
@@ -142,9 +146,6 @@ def _copied(row: forms.Row, converted: forms.Row, source: bytes, content: list[s
     key, value = next(iter(converted.items()))
     if not source or "input_ids" in converted or value is not row.get(key) or (key == "text" and "messages" in row):
         return b""
-    # Half a character cannot come from bytes of UTF-8, only from an escape.
-    if _may_be_half(source):
-        "".join(content or converted["text"]).encode()
     return source[:-1]
 
 

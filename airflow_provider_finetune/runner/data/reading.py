@@ -9,9 +9,11 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any
 
 from airflow_provider_finetune.runner.data.counts import Reason
@@ -31,23 +33,24 @@ class Lines:
     prefix: str
     done: int
     first: int
-    data: bytes = b""
+    data: PickleBuffer | None = None
     path: Path | None = None
     offset: int = 0
     size: int = 0
     names: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[int, Any, bytes]]:
-        for number, line in enumerate(io.BytesIO(self.data or self._read()), start=self.first):
+        for number, line in enumerate(io.BytesIO(self.content()), start=self.first):
             text = line.strip()
             if text:
                 yield number, parse(text), text
 
-    def _read(self) -> bytes:
+    def content(self) -> bytes:
+        if self.data is not None:
+            return bytes(self.data)
         assert self.path is not None
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        with self.path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), self.size, self.offset)
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,20 @@ def lines(path: Path, place: Place) -> Iterator[Lines]:
             end = data.rfind(b"\n") + 1
             if not end and len(data) > LONGEST_ROW:
                 raise Broken(f"has a line of more than {LONGEST_ROW >> 20} MB")
-            data, rest = data[:end], data[end:]
-            if data:
-                yield _chunk(path, place, offset, data, place.done(raw))
+            if end:
+                yield _chunk(path, place, offset, data, end, place.done(raw))
                 offset += end
+            rest = data[end:]
         if rest:
-            yield _chunk(path, place, offset, rest, place.done(raw))
+            yield _chunk(path, place, offset, rest, len(rest), place.done(raw))
 
 
-def _chunk(path: Path, place: Place, offset: int, data: bytes, done: int) -> Lines:
+def _chunk(path: Path, place: Place, offset: int, data: bytes, size: int, done: int) -> Lines:
     first = place.number + 1
-    place.number += data.count(b"\n")
+    place.number += data.count(b"\n", 0, size)
     if is_compressed(path):
-        return Lines(place.prefix, done, first, data=data)
-    return Lines(place.prefix, done, first, path=path, offset=offset, size=len(data))
+        return Lines(place.prefix, done, first, data=PickleBuffer(memoryview(data)[:size]))
+    return Lines(place.prefix, done, first, path=path, offset=offset, size=size)
 
 
 def array(path: Path, place: Place) -> Iterator[Parsed]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,7 +155,7 @@ class _Pass:
             self._found.form = self._found.form or form_of(chunk) or ""
             if self._found.form:
                 workers = pool.workers_for(self._size if self._source.format in chunks.SHARED else 0)
-                function = partial(chunks.convert, form=self._found.form)
+                function = chunks.converter(self._found.form, chunk, self._size)
                 rest = chain([chunk], all_chunks)
                 yield from pool.in_order(function, rest, workers, target) if workers else map(function, rest)
                 return

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -50,7 +51,7 @@ def fetch(
     if not sizes:
         raise source.failure(Fault("missing", "there is no such object, and none below it", "Check the address"))
     total = sum(size or 0 for size in sizes.values())
-    _ensure_fits(total, into, source.name)
+    ensure_fits(total, into, source.name)
     say(f"fetching {source.name}: {_count(len(sizes))}, {size_in_words(total)}")
     progress = Progress(f"fetching {source.name}", say, total)
     return [_fetch_one(source, name, size, into / name, progress) for name, size in sizes.items()]
@@ -143,8 +144,9 @@ def _fetch_from_web(source: _Source, into: Path, say: Callable[[str], None]) -> 
         )
     target = into / name
     say(f"fetching {source.name}")
+    progress = Progress(f"fetching {source.name}", say, fits=partial(ensure_fits, into=into, name=source.name))
     # That all announced bytes have come is looked after by aiohttp.
-    source.get(None, target, Progress(f"fetching {source.name}", say))
+    source.get(None, target, progress)
     say(f"fetched {source.name}: {size_in_words(target.stat().st_size)}")
     return _without_false_suffix(target)
 
@@ -164,7 +166,14 @@ def cut_off(message: str) -> RunFailed:
     return RunFailed("infrastructure", "download_cut_off", message, "Try again; nothing of it was used")
 
 
-def _ensure_fits(total: int, into: Path, name: str) -> None:
+def ensure_fits(total: int, into: Path, name: str) -> None:
+    """Make sure that a download has room.
+
+    :param total: its bytes.
+    :param into: a directory on the disk that takes it.
+    :param name: of what is fetched, for people.
+    :raises RunFailed: it has not.
+    """
     free = shutil.disk_usage(into).free
     if total > free:
         raise RunFailed(
@@ -176,16 +185,26 @@ def _ensure_fits(total: int, into: Path, name: str) -> None:
 
 
 class Progress:
-    """Says how far a transfer has come, as fsspec's callbacks do; seldom, and never for a short one."""
+    """Says how far a transfer has come, as fsspec's callbacks do; seldom, and never for a short one.
 
-    def __init__(self, doing: str, say: Callable[[str], None], total: int | None = None) -> None:
-        self._doing, self._say, self._total = doing, say, total
+    What ``fits`` is, is called with a size that only the server tells, before the first byte is written.
+    """
+
+    def __init__(
+        self,
+        doing: str,
+        say: Callable[[str], None],
+        total: int | None = None,
+        fits: Callable[[int], None] = lambda total: None,
+    ) -> None:
+        self._doing, self._say, self._total, self._fits = doing, say, total, fits
         self._done, self._said = 0, time.monotonic()
 
     def set_size(self, size: int | None) -> None:
         """Take the size of one file, which is the total where none was given."""
         if self._total is None and size:
             self._total = size
+            self._fits(size)
 
     def relative_update(self, more: int = 1) -> None:
         """Count bytes."""
