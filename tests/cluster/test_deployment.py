@@ -3,7 +3,8 @@
 Worker and triggerer log in as accounts of their own, each with its role of ``docs/kubernetes/rbac.yaml``.
 
 * twenty tasks that wait share one watch on jobs and one on pods; a run that is marked ends them all
-* marking or clearing a task that waits ends its training; what is cleared trains anew
+* clearing a task that waits ends its training, and begins a new one
+* in each way in which a task is ended its pods have ended within their grace period, with a checkpoint saved
 * a triggerer that stops, dies or hangs ends no training, and what happens meanwhile is not missed
 * an API server that stops for a while ends no training, and is told of once
 * a worker that dies leaves its training to the next try
@@ -13,6 +14,7 @@ Worker and triggerer log in as accounts of their own, each with its role of ``do
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.cluster import rights
 from tests.cluster.airflow_deployment import AirflowDeployment
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.observer import Observer
+from tests.cluster.stand_in import StandIn
 
 QUEUED, RUNNING = "queued: the queue holds", "running on"
 WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-both"
@@ -30,6 +33,7 @@ WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-bot
 DAG_FILE = '''
 import os
 import signal
+from datetime import timedelta
 
 from airflow.sdk import DAG
 from airflow_provider_finetune import LoRAOperator
@@ -44,6 +48,9 @@ ENDLESS = {{
     "training_resource_memory_per_worker": "1Gi",
     "kubernetes_config": {{"termination_grace_period_seconds": 2}},
 }}
+
+
+SAVES = {{**TASK, **{saves!r}, "kubernetes_config": {{"termination_grace_period_seconds": 15}}}}
 
 
 class DiesOnce(LoRAOperator):
@@ -69,6 +76,12 @@ with DAG("dies", schedule=None):
     DiesOnce(task_id="train", **HELD, **AGAIN)
 with DAG("blocks", schedule=None):
     LoRAOperator(task_id="train", **HELD, **AGAIN, kubernetes_conn_id="both", deferrable=False)
+with DAG("saves", schedule=None):
+    LoRAOperator(task_id="train", **SAVES)
+with DAG("saves_and_blocks", schedule=None):
+    LoRAOperator(task_id="train", **SAVES, kubernetes_conn_id="both", deferrable=False)
+with DAG("saves_in_time", schedule=None):
+    LoRAOperator(task_id="train", **SAVES, execution_timeout=timedelta(seconds=30))
 with DAG("twenty", schedule=None):
     for number in range(20):
         LoRAOperator(task_id=f"train_{{number}}", **HELD)
@@ -119,12 +132,19 @@ def _connection(cluster: Cluster, namespace: str, account: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def program(claim: Path) -> StandIn:
+    """What runs in the pods of the tasks that save."""
+    return StandIn(claim, "saves")
+
+
+@pytest.fixture(scope="module")
 def airflow(
     cluster: Cluster,
     namespace: str,
     accounts: dict[str, str],
     queue: str,
     claim: Path,
+    program: StandIn,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[AirflowDeployment]:
     """The running Airflow; data and a base model are on the claim ``work``."""
@@ -147,13 +167,8 @@ def airflow(
         triggerers={"AIRFLOW_CONN_KUBERNETES_DEFAULT": accounts[TRIGGERER]},
     )
     with deployment:
-        deployment.write_dag("trains", DAG_FILE.format(task=task))
+        deployment.write_dag("trains", DAG_FILE.format(task=task, saves=program.arguments))
         yield deployment
-
-
-@pytest.fixture
-def observed(cluster: Cluster, namespace: str) -> Observer:
-    return Observer(cluster, namespace)
 
 
 @pytest.fixture
@@ -192,16 +207,6 @@ def test_twenty_waiting_tasks_share_two_watches_and_end_with_their_run(airflow, 
 
 
 @pytest.mark.floor
-def test_marking_a_task_that_waits_ends_its_training(airflow, observed, wait, waits):
-    for state in ("failed", "success"):
-        run, job = waits("endless", RUNNING)
-        assert observed.pods(job, phase="Running")
-        airflow.mark("endless", run, "train", state)
-        wait(lambda run=run, job=job: not observed.jobs(run) and not observed.pods(job), "end of the training", 20)
-        assert airflow.task("endless", run, "train")["state"] == state
-
-
-@pytest.mark.floor
 def test_clearing_a_task_that_waits_ends_its_training_and_begins_a_new_one(airflow, observed, wait, waits):
     run, job = waits("endless", RUNNING)
     airflow.clear("endless", run, "train")
@@ -211,6 +216,53 @@ def test_clearing_a_task_that_waits_ends_its_training_and_begins_a_new_one(airfl
     assert not observed.pods(job)
     assert airflow.task("endless", run, "train")["state"] == "deferred"
     airflow.mark("endless", run, "train", "failed")
+
+
+WAYS = {
+    "marked failed": ("saves", lambda airflow, run: airflow.mark("saves", run, "train", "failed")),
+    "marked success": ("saves", lambda airflow, run: airflow.mark("saves", run, "train", "success")),
+    "cleared": ("saves", lambda airflow, run: airflow.clear("saves", run, "train")),
+    "its run stopped": ("saves", lambda airflow, run: airflow.end_run("saves", run)),
+    "marked while its worker waits": (
+        "saves_and_blocks",
+        lambda airflow, run: airflow.mark("saves_and_blocks", run, "train", "failed"),
+    ),
+}
+
+
+@pytest.mark.floor
+def test_in_whatever_way_a_task_is_ended_its_pod_has_saved_and_is_gone_within_its_grace_period(
+    airflow, observed, program, wait
+):
+    runs = {way: airflow.run(dag) for way, (dag, _) in WAYS.items()}
+    jobs, pods = {}, {}
+    for way, (dag, _) in WAYS.items():
+        airflow.wait_for_state(dag, runs[way], "train", "running" if dag == "saves_and_blocks" else "deferred")
+        (jobs[way],) = wait(lambda way=way: observed.jobs(runs[way]), f"job of {way!r}")
+        (pods[way],) = wait(lambda way=way: observed.pods(jobs[way], phase="Running"), f"pod of {way!r}")
+    for way, (_, end) in WAYS.items():
+        end(airflow, runs[way])
+    for way, job in jobs.items():
+        wait(lambda way=way, job=job: job not in observed.jobs(runs[way]), f"end of the job of {way!r}")
+        wait(lambda job=job: not observed.pods(job), f"end of the pod of {way!r}", 15)
+        assert program.has_saved(pods[way]), way
+    states = {way: airflow.task(WAYS[way][0], run, "train")["state"] for way, run in runs.items() if way != "cleared"}
+    assert states == {**dict.fromkeys(states, "failed"), "marked success": "success"}
+    airflow.end_run("saves", runs["cleared"])
+
+
+@pytest.mark.floor
+def test_a_task_whose_execution_timeout_is_over_while_it_waits_has_its_pod_save_and_end(
+    airflow, observed, program, wait
+):
+    run = airflow.run("saves_in_time")
+    airflow.wait_for_state("saves_in_time", run, "train", "failed")
+    log = airflow.log("saves_in_time", run, "train")
+    assert "Training failed (resources: execution_timeout)" in log
+    (job,) = re.findall(r"TrainJob (\S+) made in namespace", log)
+    assert observed.jobs(run) == []
+    wait(lambda: not observed.pods(job), "end of the pod", 15)
+    assert program.has_saved(f"{job}-node-0-0")
 
 
 @pytest.mark.floor
