@@ -3,7 +3,7 @@
 Worker and triggerer log in as accounts of their own, each with its role of ``docs/kubernetes/rbac.yaml``.
 
 * twenty tasks that wait share one watch on jobs and one on pods; a run that is marked ends them all
-* marking or clearing a task that waits ends its training; what is cleared trains anew
+* clearing a task that waits ends its training, and begins a new one
 * in each way in which a task is ended its pods have ended within their grace period, with a checkpoint saved
 * a triggerer that stops, dies or hangs ends no training, and what happens meanwhile is not missed
 * an API server that stops for a while ends no training, and is told of once
@@ -204,16 +204,6 @@ def test_twenty_waiting_tasks_share_two_watches_and_end_with_their_run(airflow, 
     airflow.end_run("twenty", run)
     wait(lambda: not observed.jobs(run), "end of twenty jobs")
     wait(lambda: observed.watches() == (jobs, pods), "end of the watches")
-
-
-@pytest.mark.floor
-def test_marking_a_task_that_waits_ends_its_training(airflow, observed, wait, waits):
-    for state in ("failed", "success"):
-        run, job = waits("endless", RUNNING)
-        assert observed.pods(job, phase="Running")
-        airflow.mark("endless", run, "train", state)
-        wait(lambda run=run, job=job: not observed.jobs(run) and not observed.pods(job), "end of the training", 20)
-        assert airflow.task("endless", run, "train")["state"] == state
 
 
 @pytest.mark.floor
