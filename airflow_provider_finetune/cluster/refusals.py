@@ -330,7 +330,7 @@ def cut_off(asked: Asked) -> Failure:
     :param asked: the request.
     """
     message = f"The answer of the API server of connection {asked.conn_id!r} broke off"
-    return _passing("unreachable", message, "Check the network and any proxy before it; run the task again")
+    return failure_of("unreachable", message, "Check the network and any proxy before it; run the task again")
 
 
 def starting(failure: Failure) -> Failure:
@@ -339,7 +339,7 @@ def starting(failure: Failure) -> Failure:
     :param failure: what it refuses.
     """
     message = f"{failure.message}; or the API server is starting, and does not know yet what it may allow"
-    return _passing("server_error", message, f"Run the task again. Where it stays so: {failure.cure}")
+    return failure_of("server_error", message, f"Run the task again. Where it stays so: {failure.cure}")
 
 
 def unreachable(asked: Asked, server: str, error: BaseException) -> Refused:
