@@ -17,7 +17,7 @@ from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
 from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
 from airflow_provider_finetune.launchers.kinds import KINDS, TRAINJOB, Kind
-from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY, is_silent
+from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY, TRY_NUMBER, is_silent
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
 
@@ -419,7 +419,10 @@ def _forms(conn_id: str) -> list[TrainerApi]:
 
 
 def _can_write(pod: Mapping[str, Any]) -> bool:
-    return (pod.get("status") or {}).get("phase") not in _ENDED
+    metadata = pod["metadata"]
+    # A label is easily copied: what is no pod of a job and lacks the annotation of one of its own is somebody else's.
+    is_ours = metadata.get("ownerReferences") or TRY_NUMBER in (metadata.get("annotations") or {})
+    return bool(is_ours) and (pod.get("status") or {}).get("phase") not in _ENDED
 
 
 def _named(pod: Mapping[str, Any]) -> str:

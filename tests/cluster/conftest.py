@@ -204,17 +204,21 @@ def cluster_task(namespace: str, account: Path, connect: Callable[..., None]) ->
 
 
 @pytest.fixture
-def pod_task(
-    cluster_task: dict[str, Any], pod_account: Path, connect: Callable[..., None], train_python: Path
-) -> dict[str, Any]:
-    """The same for a task that trains in a pod of its own, which has no runtime to bring the interpreter."""
+def in_own_pod(pod_account: Path, connect: Callable[..., None], train_python: Path) -> dict[str, Any]:
+    """What makes a task train in a pod of its own, which has no runtime to bring the interpreter."""
     connect(pod_account, "pods")
     (job,) = runtime.load(train_python)["spec"]["template"]["spec"]["replicatedJobs"]
     template = {"spec": job["template"]["spec"]["template"]["spec"]}
     further = {"pod_operator_arguments": {"pod_template_dict": template}}
-    return {**cluster_task, "launcher": "pod", "kubernetes_conn_id": "pods", **further}
+    return {"launcher": "pod", "kubernetes_conn_id": "pods", **further}
 
 
 @pytest.fixture
-def constants(cluster_task: dict[str, Any], pod_task: dict[str, Any]) -> dict[str, Any]:
-    return {"CLUSTER": cluster_task, "POD": pod_task}
+def launched(in_own_pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arguments of a task that make it take a launcher, by its name."""
+    return {"trainjob": {"launcher": "trainjob"}, "pod": in_own_pod}
+
+
+@pytest.fixture
+def constants(cluster_task: dict[str, Any], in_own_pod: dict[str, Any]) -> dict[str, Any]:
+    return {"CLUSTER": cluster_task, "POD": {**cluster_task, **in_own_pod}}

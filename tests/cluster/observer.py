@@ -22,10 +22,23 @@ class Observer:
         items: list[dict[str, Any]] = json.loads(answer)["items"]
         return items
 
+    def workloads(self) -> list[dict[str, Any]]:
+        """All TrainJobs, and all pods that are workloads of their own."""
+        return [*self.get("trainjobs"), *self.get("pods", f"--selector={OURS}/whole")]
+
+    def workload(self, name: str) -> dict[str, Any]:
+        (found,) = [job for job in self.workloads() if job["metadata"]["name"] == name]
+        return found
+
+    def resource(self, name: str) -> str:
+        """What kubectl calls a workload."""
+        return f"{self.workload(name)['kind'].lower()}/{name}"
+
     def jobs(self, run_id: str) -> list[str]:
-        """The names of the TrainJobs of a run."""
-        found = [job["metadata"] for job in self.get("trainjobs")]
-        return [job["name"] for job in found if job["annotations"][f"{OURS}/run_id"] == run_id]
+        """The names of the workloads of a run, without those that are about to be gone."""
+        found = [job["metadata"] for job in self.workloads()]
+        ours = [job for job in found if job.get("annotations", {}).get(f"{OURS}/run_id") == run_id]
+        return [job["name"] for job in ours if job.get("deletionGracePeriodSeconds") != 0]
 
     def pods(self, *jobs: str, phase: str | None = None) -> list[str]:
         """The names of the pods of some jobs, whether these are still there or not."""
@@ -38,8 +51,9 @@ class Observer:
         return bool(found) and "deletionTimestamp" in found[0]["metadata"]
 
     def is_complete(self, job: str) -> bool:
-        (found,) = self.get("trainjobs", f"--field-selector=metadata.name={job}")
-        return "Complete" in [condition["type"] for condition in found.get("status", {}).get("conditions", [])]
+        status = self.workload(job).get("status", {})
+        ended = "Complete" in [condition["type"] for condition in status.get("conditions", [])]
+        return ended or status.get("phase") == "Succeeded"
 
     def counter(self, name: str, **labels: str) -> int:
         """The sum of a counter of the API server, of those entries that have these labels."""

@@ -20,7 +20,7 @@ from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.exceptions import TrainingFailed, TrainingRejected
-from airflow_provider_finetune.operators import cluster_run
+from airflow_provider_finetune.operators import submission
 from airflow_provider_finetune.operators.cluster_run import ClusterRun
 from tests.cluster.observer import Observer
 from tests.cluster.stand_in import FAILURE, SUCCESS, StandIn
@@ -62,7 +62,7 @@ def test_a_job_whose_try_crashed_before_it_was_deferred_is_followed_by_the_next(
     second = tries.next()
     job = second.submit()
     assert jobs() == [job]
-    assert f"Following TrainJob {job} of an earlier try: it still trains" in told()
+    assert f"{job} of an earlier try: it still trains" in told()
     program.end(SUCCESS)
     assert second.finish()["model_uri"] == "pvc://work/model"
     assert jobs() == []
@@ -76,21 +76,22 @@ def test_a_job_that_succeeded_while_nobody_waited_is_collected_by_the_next_try(
     wait(lambda: observed.is_complete(job), "end of the training")
     second = tries.next()
     assert second.submit() == job
-    assert f"Following TrainJob {job} of an earlier try: it has ended, and nobody has collected it" in told()
+    assert f"{job} of an earlier try: it has ended, and nobody has collected it" in told()
     assert second.finish()["job"]["name"] == job
     assert second.xcom["metrics"] == {"loss": 1.5}
     assert jobs() == []
 
 
-@pytest.mark.parametrize(("on_finish", "after"), [("delete", False), ("keep", False), ("keep", True)])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("on_finish", "mark"), [("delete", "mark_delivered"), ("keep", "settle")])
 def test_a_result_whose_delivery_crashed_is_delivered_again_by_the_next_try(
-    tries: Tries, program: StandIn, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, on_finish: str, after: bool
+    tries: Tries, program: StandIn, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, on_finish: str, mark: str, after: bool
 ):
     program.end(SUCCESS)
     first = tries.next(on_finish=on_finish)
     job = first.submit()
     with monkeypatch.context() as patch:
-        crash(patch, ClusterRun, "settle", after=after)
+        crash(patch, ClusterRun, mark, after=after)
         with pytest.raises(Crash):
             first.finish()
     assert first.xcom["model_uri"] == "pvc://work/model", "it was passed on, and Airflow does not know that all was"
@@ -220,8 +221,8 @@ def test_a_job_of_another_request_is_ended_and_has_saved_before_the_new_one_is_m
 
 
 def training_hash(observed: Observer, job: str) -> str:
-    (found,) = observed.get("trainjobs", f"--field-selector=metadata.name={job}")
-    arguments = found["spec"]["trainer"]["args"]
+    spec = observed.workload(job)["spec"]
+    (arguments,) = [spec["trainer"]["args"]] if "trainer" in spec else [one["args"] for one in spec["containers"]]
     return TrainingSpec.from_json(arguments[arguments.index("--spec-json") + 1]).training_hash()
 
 
@@ -252,9 +253,10 @@ def test_a_job_that_somebody_deletes_is_a_failure_that_a_retry_mends(
     job = first.submit()
     pod = running(job)
     waiting = first.waiting()
-    observed.cluster.kubectl("delete", "trainjob", job, f"--namespace={observed.namespace}")
+    observed.cluster.kubectl("delete", observed.resource(job), f"--namespace={observed.namespace}")
     event = waiting.result(60)
-    with pytest.raises(TrainingFailed, match=rf"preempted: deleted\). TrainJob {job} was deleted before it had ended"):
+    # A pod of its own says more: how its program ended.
+    with pytest.raises(TrainingFailed, match=r"preempted: (deleted|terminated)\). (TrainJob|Pod) " + job):
         first.complete(event)
     second = tries.next()
     new = second.submit()
@@ -263,6 +265,17 @@ def test_a_job_that_somebody_deletes_is_a_failure_that_a_retry_mends(
     second.finish()
 
 
+def test_a_pod_of_its_own_that_is_being_deleted_has_saved_before_the_next_is_made(
+    tries: Tries, program: StandIn, jobs: Jobs, observed: Observer, running: Running
+):
+    job = tries.next().submit()
+    pod = running(job)
+    observed.cluster.kubectl("delete", observed.resource(job), f"--namespace={observed.namespace}", "--wait=false")
+    new = tries.next().submit()
+    assert (jobs(), program.has_saved(pod)) == ([new], True)
+
+
+@pytest.mark.parametrize("tries", ["trainjob"], indirect=True)
 def test_beside_a_job_that_is_being_deleted_none_is_made_while_its_pod_may_write(
     tries: Tries,
     program: StandIn,
@@ -276,7 +289,7 @@ def test_beside_a_job_that_is_being_deleted_none_is_made_while_its_pod_may_write
     patch_of(observed, job, {"metadata": {"finalizers": [FINALIZER]}})
     observed.cluster.kubectl("delete", "trainjob", job, f"--namespace={observed.namespace}", "--wait=false")
     with monkeypatch.context() as patch:
-        patch.setattr(cluster_run, "_PODS_END_SECONDS", 1.0)
+        patch.setattr(submission, "_PODS_END_SECONDS", 1.0)
         with pytest.raises(TrainingFailed, match=rf"pods_stay\).* {pod}"):
             tries.next().submit()
     assert jobs() == [job]

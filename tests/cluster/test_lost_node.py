@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_finetune.cluster.nodes import OUT_OF_SERVICE
 from airflow_provider_finetune.exceptions import TrainingFailed, TrainingRejected
-from airflow_provider_finetune.operators import cluster_run
+from airflow_provider_finetune.operators import submission
 from tests.cluster.bed.cluster import Cluster
 from tests.cluster.observer import Observer
 from tests.cluster.tries import Tries, program, run_id, tries
@@ -176,7 +176,7 @@ def test_a_task_that_is_ended_after_its_node_was_lost_claims_no_end_of_its_pod_a
     first.kill()
     not_known = f"{pod} (its node {node.name} does not answer)"
     assert f"{job} is deleted, and has pods that have not ended: {not_known}" in caplog.text
-    monkeypatch.setattr(cluster_run, "_PODS_END_SECONDS", 1.0)
+    monkeypatch.setattr(submission, "_PODS_END_SECONDS", 1.0)
     with pytest.raises(TrainingFailed) as error:
         tries.next(cleared=True).submit()
     assert error.value.failure.cause == "pods_stay"

@@ -115,10 +115,17 @@ def outcome_in(lineage: Path) -> Outcome:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_training_that_is_evicted_and_preempted_goes_on_at_its_step_with_the_losses_of_one_that_was_not(
-    claim: Path, long: dict[str, Any], at_step: Step, evict: Take, preempt: Take, launcher: str
+    claim: Path,
+    long: dict[str, Any],
+    launched: dict[str, dict[str, Any]],
+    at_step: Step,
+    evict: Take,
+    preempt: Take,
+    launcher: str,
 ) -> None:
-    tries = Tries("disturbed", {**long, "launcher": launcher})
-    lineage = claim / "runs" / "tries" / "disturbed" / "train" / "1"
+    disturbed, undisturbed = f"disturbed-{launcher}", f"undisturbed-{launcher}"
+    tries = Tries(disturbed, {**long, **launched[launcher]})
+    lineage = claim / "runs" / "tries" / disturbed / "train" / "1"
 
     error = lose(tries.next(), at_step, 20, evict)
     assert (error.failure.failure_class, error.failure.cause) == ("preempted", "evicted")
@@ -126,12 +133,12 @@ def test_a_training_that_is_evicted_and_preempted_goes_on_at_its_step_with_the_l
     (evicted_at,) = checkpoints(lineage)
 
     error = lose(tries.next(), at_step, evicted_at + 20, preempt)
-    assert (error.failure.failure_class, error.failure.cause) == ("preempted", "evicted")
+    assert (error.failure.failure_class, error.failure.cause) == ("preempted", "preempted")
     assert "PreemptionByScheduler" in error.failure.message
     preempted_at = checkpoints(lineage)[-1]
     assert preempted_at > evicted_at
 
-    whole = Tries("undisturbed", {**long, "launcher": launcher}).next()
+    whole = Tries(undisturbed, {**long, **launched[launcher]}).next()
     last = tries.next(training_resource_memory_per_worker="4Gi")
     for attempt in (last, whole):
         attempt.submit()
@@ -139,7 +146,7 @@ def test_a_training_that_is_evicted_and_preempted_goes_on_at_its_step_with_the_l
     results = [last.finish(), whole.complete(waiting.result(120))]
     assert results[0]["metrics"]["resumed_from_step"] == preempted_at
     assert [result["metrics"]["steps"] for result in results] == [400, 400]
-    ended, undisturbed = (outcome_in(lineage.parents[2] / run / "train" / "1") for run in ("disturbed", "undisturbed"))
-    assert [step for step, _ in ended.loss_curve] == [step for step, _ in undisturbed.loss_curve]
-    losses = [loss for _, loss in undisturbed.loss_curve]
+    ended, control = (outcome_in(lineage.parents[2] / run / "train" / "1") for run in (disturbed, undisturbed))
+    assert [step for step, _ in ended.loss_curve] == [step for step, _ in control.loss_curve]
+    losses = [loss for _, loss in control.loss_curve]
     assert [loss for _, loss in ended.loss_curve] == pytest.approx(losses, rel=1e-4)

@@ -31,7 +31,7 @@ try:
 except ImportError:  # Airflow 3.1
     from airflow.exceptions import TaskDeferred  # type: ignore[no-redef]
 
-LAUNCHERS = ["trainjob"]
+LAUNCHERS = ["trainjob", "pod"]
 RETRIES = 3
 
 Jobs = Callable[[], list[str]]
@@ -120,7 +120,7 @@ class Try:
         return _Operator(task_id=self.ti.task_id, dag=DAG(self.ti.dag_id, schedule=None), **self._arguments)
 
     def _context(self) -> Any:
-        return {"ti": self.ti, "outlet_events": {}}
+        return {"ti": self.ti, "run_id": self.ti.run_id, "dag": None, "outlet_events": {}}
 
 
 class Tries:
@@ -191,12 +191,13 @@ def tries(
     connect: Callable[..., None],
     run_id: str,
     program: StandIn,
+    launched: dict[str, dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
 ) -> Tries:
     """The tries of the task of this test."""
     connect(account)
     caplog.set_level(logging.INFO, "task")
-    return Tries(run_id, {"launcher": request.param, "namespace": namespace, **program.arguments})
+    return Tries(run_id, {"namespace": namespace, **program.arguments, **launched[request.param]})
 
 
 @pytest.fixture

@@ -231,7 +231,10 @@ def test_a_job_is_read_or_is_not_there(api: ApiServer, call: Call) -> None:
 
 
 def pods(**phases: str) -> dict[str, Any]:
-    return {"items": [{"metadata": {"name": name}, "status": {"phase": phase}} for name, phase in phases.items()]}
+    owners = {"ownerReferences": [{"kind": "Job"}]}
+    return {
+        "items": [{"metadata": {"name": name, **owners}, "status": {"phase": phase}} for name, phase in phases.items()]
+    }
 
 
 def test_the_wait_ends_when_no_pod_can_write_any_more(api: ApiServer, call: Call) -> None:

@@ -119,7 +119,8 @@ def cluster(kubeconfig: Callable[..., Path], connection: Callable[..., None], ca
 
 
 def pods(phase: str) -> dict[str, Any]:
-    return {"items": [{"metadata": {"name": "old-node-0-0-x"}, "status": {"phase": phase}}]}
+    metadata = {"name": "old-node-0-0-x", "ownerReferences": [{"kind": "Job"}]}
+    return {"items": [{"metadata": metadata, "status": {"phase": phase}}]}
 
 
 def test_a_first_try_asks_for_no_pods(api: ApiServer) -> None:
