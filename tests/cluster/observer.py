@@ -35,10 +35,10 @@ class Observer:
         return f"{self.workload(name)['kind'].lower()}/{name}"
 
     def jobs(self, run_id: str) -> list[str]:
-        """The names of the workloads of a run, without those that are about to be gone."""
-        found = [job["metadata"] for job in self.workloads()]
-        ours = [job for job in found if job.get("annotations", {}).get(f"{OURS}/run_id") == run_id]
-        return [job["name"] for job in ours if job.get("deletionGracePeriodSeconds") != 0]
+        """The names of the workloads of a run, without pods of their own that are being deleted."""
+        found = [(job["kind"], job["metadata"]) for job in self.workloads()]
+        there = [job for kind, job in found if kind != "Pod" or "deletionTimestamp" not in job]
+        return [job["name"] for job in there if job.get("annotations", {}).get(f"{OURS}/run_id") == run_id]
 
     def pods(self, *jobs: str, phase: str | None = None) -> list[str]:
         """The names of the pods of some jobs, whether these are still there or not."""

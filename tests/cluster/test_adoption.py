@@ -265,6 +265,7 @@ def test_a_job_that_somebody_deletes_is_a_failure_that_a_retry_mends(
     second.finish()
 
 
+@pytest.mark.parametrize("tries", ["pod"], indirect=True)
 def test_a_pod_of_its_own_that_is_being_deleted_has_saved_before_the_next_is_made(
     tries: Tries, program: StandIn, jobs: Jobs, observed: Observer, running: Running
 ):

@@ -49,10 +49,7 @@ TASK: dict[str, Any] = {
     "retry_delay": 0.5,
 }
 
-LAUNCHERS: dict[str, dict[str, Any]] = {
-    "trainjob": {"launcher": "trainjob", "runtime": RUNTIME, "runtime_kind": "TrainingRuntime"},
-}
-"""How the stand-in gets into the pods of each launcher."""
+LAUNCHERS = ("trainjob", "pod")
 
 
 @dataclass(frozen=True)
@@ -90,17 +87,19 @@ def arena(cluster: Cluster, launcher: str, plan: Plan) -> Iterator[Arena]:
     """Build all of it, and take it down.
 
     :param cluster: the real one.
-    :param launcher: one of :data:`LAUNCHERS`.
+    :param launcher: one of :data:`LAUNCHERS`; there are its rights and no others.
     :param plan: of the faults.
     """
     namespace = f"faults-{os.getpid()}"
-    shipped = rights.shipped(namespace, apart=True)
+    files = {"trainjob": "rbac.yaml", "pod": "rbac-pod.yaml"}
+    shipped = rights.shipped(namespace, apart=True, file=files[launcher])
     folder = Path(tempfile.mkdtemp(prefix="finetune-faults-"))
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     authority = cluster.folder / "certificates" / "ca.crt"
     try:
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        cluster.apply(*shipped, *claim_objects(cluster, namespace, CLAIM, "ReadWriteMany"), *_inside(namespace, folder))
+        shown = _runtime(namespace, folder)
+        cluster.apply(*shipped, *claim_objects(cluster, namespace, CLAIM, "ReadWriteMany"), shown, _keys(namespace))
         server = config["clusters"][0]["cluster"]["server"]
         with FaultProxy(server, authority, plan, folder / "certificates") as proxy:
             proxy.clean = True
@@ -113,27 +112,43 @@ def arena(cluster: Cluster, launcher: str, plan: Plan) -> Iterator[Arena]:
                 {"AIRFLOW_CONN_KUBERNETES_DEFAULT": connections[WORKER]},
                 triggerers={"AIRFLOW_CONN_KUBERNETES_DEFAULT": connections[TRIGGERER]},
             ) as airflow:
-                task = {**TASK, **LAUNCHERS[launcher], "namespace": namespace}
+                task = {**TASK, **_launched(launcher, shown), "namespace": namespace}
                 yield Arena(cluster, namespace, proxy, airflow, task, (SECRET, SENT, *tokens.values()))
     finally:
         _remove(cluster, namespace, shipped)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _inside(namespace: str, folder: Path) -> list[dict[str, Any]]:
-    """What each pod needs: the secret, and a runtime whose ``python3`` is the stand-in."""
+def _runtime(namespace: str, folder: Path) -> dict[str, Any]:
+    """A runtime whose ``python3`` is the stand-in."""
     programs = folder / "bin"
     programs.mkdir()
     shutil.copy(Path(__file__).with_name("stand_in.py"), programs / "python3")
     (programs / "python3").chmod(0o755)
     shown = runtime.load(PYTHON)
     shown["kind"], shown["metadata"]["name"], shown["metadata"]["namespace"] = "TrainingRuntime", RUNTIME, namespace
-    pod = shown["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    pod = _pod_template(shown)["spec"]
     pod["containers"][0]["env"] = [{"name": "PATH", "value": f"/stand-in:{PYTHON.parent}"}]
     pod["containers"][0]["volumeMounts"].append({"name": "stand-in", "mountPath": "/stand-in", "readOnly": True})
     pod["volumes"].append({"name": "stand-in", "hostPath": {"path": str(programs)}})
+    return shown
+
+
+def _pod_template(shown: dict[str, Any]) -> dict[str, Any]:
+    template: dict[str, Any] = shown["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    return template
+
+
+def _launched(launcher: str, shown: dict[str, Any]) -> dict[str, Any]:
+    """How the stand-in gets into the pods of a launcher."""
+    if launcher == "trainjob":
+        return {"launcher": launcher, "runtime": RUNTIME, "runtime_kind": "TrainingRuntime"}
+    return {"launcher": launcher, "pod_operator_arguments": {"pod_template_dict": _pod_template(shown)}}
+
+
+def _keys(namespace: str) -> dict[str, Any]:
     names = {"name": "keys", "namespace": namespace}
-    return [shown, {"apiVersion": "v1", "kind": "Secret", "metadata": names, "stringData": {"token": SECRET}}]
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": names, "stringData": {"token": SECRET}}
 
 
 def _token(cluster: Cluster, namespace: str, account: str) -> str:

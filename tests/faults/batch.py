@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from airflow_provider_finetune.launchers.observed import DOMAIN, JOB
+from airflow_provider_finetune.launchers.observed import DOMAIN, JOB, WHOLE
 from tests.faults.arena import SENT, Arena
 from tests.faults.record import Left, Program, Record, Task
 
@@ -121,10 +121,9 @@ class Batch:
         for line in self._where.cluster.audit.read_text().splitlines():
             event = json.loads(line)
             asked, code = event["objectRef"], event.get("responseStatus", {}).get("code")
-            ours = asked.get("namespace") == self._where.namespace and asked["resource"] == "trainjobs"
-            if event["verb"] == "create" and code == 201 and ours:
+            if event["verb"] == "create" and code == 201 and asked.get("namespace") == self._where.namespace:
                 made = event["responseObject"]["metadata"]
-                if made["annotations"][f"{DOMAIN}/dag_id"] == self.dag:
+                if WHOLE in made.get("labels", {}) and made["annotations"][f"{DOMAIN}/dag_id"] == self.dag:
                     names.append(made["name"])
         return names
 
@@ -138,12 +137,16 @@ class Batch:
                 jobs[about["name"]] = number = self.first + int(about["annotations"][f"{DOMAIN}/map_index"])
                 ended = any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
                 left.append(Left(kind="TrainJob", name=about["name"], number=number, job=about["name"], ended=ended))
+        made = self._made()
         for pod in json.loads(where.cluster.kubectl("get", "pods", *get))["items"]:
-            job = pod["metadata"].get("labels", {}).get(JOB, "")
-            if job in jobs or job in self._made():
-                ended = pod["status"].get("phase") in ("Succeeded", "Failed")
-                name = pod["metadata"]["name"]
-                left.append(Left(kind="Pod", name=name, number=jobs.get(job, -1), job=job, ended=ended))
+            about, ended = pod["metadata"], pod["status"].get("phase") in ("Succeeded", "Failed")
+            name, labels = about["name"], about.get("labels", {})
+            job = labels.get(JOB, "")
+            if WHOLE in labels and job in made:
+                jobs[job] = self.first + int(about["annotations"][f"{DOMAIN}/map_index"])
+            if job in jobs or job in made:
+                kind = "Own pod" if WHOLE in labels else "Pod"
+                left.append(Left(kind=kind, name=name, number=jobs.get(job, -1), job=job, ended=ended))
         return left
 
 

@@ -43,7 +43,10 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """A workload or a pod that is still there. ``job``: whose pod it is; ``ended``: it can do nothing any more."""
+    """A workload (``kind``: ``TrainJob``, ``Own pod``) or a pod of one (``Pod``) that is still there.
+
+    * ``job``: whose pod it is; ``ended``: it can do nothing any more
+    """
 
     kind: str
     name: str

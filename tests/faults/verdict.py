@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from tests.faults.record import Program, Record, Task
 
-LEAVES = re.compile(r"(\S+) is left over|Failed TrainJobs of earlier tries stay")
+LEAVES = re.compile(r"(\S+) is left over|Failed (TrainJobs|Pods) of earlier tries stay")
 """The product's own words for what it could not remove."""
 
 _SAID = re.compile(r"program (\w+) of task (\d+)")
