@@ -53,4 +53,5 @@ def grant(cluster: Cluster, objects: list[dict[str, Any]]) -> Path:
 def withdraw(cluster: Cluster, objects: list[dict[str, Any]]) -> None:
     """Remove what belongs to no namespace, which goes with none."""
     names = [f"{item['kind']}/{item['metadata']['name']}" for item in objects if "namespace" not in item["metadata"]]
-    cluster.kubectl("delete", "--wait=false", *names)
+    if names:
+        cluster.kubectl("delete", "--wait=false", *names)
