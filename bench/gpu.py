@@ -54,7 +54,7 @@ from pathlib import Path
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 from tests.train.tiny_model import save_tiny_model
 root, layers, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 save_tiny_model(root / "model", layers=layers, width=width, dtype="bfloat16")

@@ -43,7 +43,7 @@ from pathlib import Path
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 from tests.train.tiny_model import save_tiny_model
 root = Path(sys.argv[1])
 save_tiny_model(root / "model", layers=4, width=256)

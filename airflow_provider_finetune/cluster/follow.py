@@ -27,15 +27,8 @@ from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.exceptions import TrainingFailed
 from airflow_provider_finetune.launchers.clocks import running_clock, spent_before
 from airflow_provider_finetune.launchers.kinds import KINDS
-from airflow_provider_finetune.launchers.observed import (
-    JOB,
-    JobState,
-    Phase,
-    PodState,
-    entered,
-    phase_of,
-    program_started,
-)
+from airflow_provider_finetune.launchers.observed import JOB, JobState, PodState
+from airflow_provider_finetune.launchers.phases import Phase, entered, phase_of, program_started
 
 _LOOK_SECONDS = 15.0
 """How long nothing needs to happen until a training is looked at all the same."""

@@ -17,7 +17,8 @@ from airflow_provider_finetune.cluster.watch import SharedWatch
 from airflow_provider_finetune.contract.durations import duration
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.exceptions import TrainingFailed
-from airflow_provider_finetune.launchers.observed import JobState, Phase, PodState
+from airflow_provider_finetune.launchers.observed import JobState, PodState
+from airflow_provider_finetune.launchers.phases import Phase
 
 SLOW_SECONDS = 10.0
 """How long a start may take before it is asked why."""

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from airflow_provider_finetune.launchers.observed import JobState, Phase, PodState, entered, program_started
+from airflow_provider_finetune.launchers.observed import JobState, PodState
+from airflow_provider_finetune.launchers.phases import Phase, entered, program_started
 
 CLOCKS = {Phase.QUEUED: "queue_timeout", Phase.STARTING: "startup_timeout", Phase.RUNNING: "training_timeout"}
 """Which argument of the operators limits which phase."""

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_finetune.launchers import pod, trainjob
-from airflow_provider_finetune.launchers.observed import WHOLE, JobState, PodState, job_state, pod_state
+from airflow_provider_finetune.launchers.observed import WHOLE, JobState, PodState, pod_state
+from airflow_provider_finetune.launchers.trainjob import job_state
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
 from typing import Any
 
 DOMAIN = "airflow-provider-finetune"
@@ -41,23 +40,8 @@ TRY_NUMBER = f"{DOMAIN}/try_number"
 RANK = "batch.kubernetes.io/job-completion-index"
 
 
-_SAME_TIME = timedelta(seconds=5)
+SAME_TIME = timedelta(seconds=5)
 """By how much the clocks of API server, controllers and nodes may differ, with times that are told in whole seconds."""
-
-
-class Phase(str, Enum):
-    """Where a training is: each lasts until the next, and the last two are final."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing comes after it."""
-        return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,37 +126,6 @@ class PodState:
         return not self.gone and not self.deleting
 
 
-def job_state(job: Mapping[str, Any]) -> JobState:
-    """Read a TrainJob.
-
-    :param job: the object as the API gives it.
-    """
-    metadata, status = job["metadata"], job.get("status") or {}
-    annotations = metadata.get("annotations") or {}
-    created = time_of(metadata["creationTimestamp"])
-    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-    end = _final(conditions, created)
-    suspended = conditions.get("Suspended", {})
-    held = suspended.get("status") == "True"
-    return JobState(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        created=created,
-        **marks_of(metadata),
-        runs_once=annotations.get(RUNS_ONCE) == "true",
-        deleting="deletionTimestamp" in metadata,
-        # Before the controller has seen the object only its specification tells.
-        suspended=held if suspended else bool((job.get("spec") or {}).get("suspend")),
-        suspended_at=time_of(suspended["lastTransitionTime"]) if held else None,
-        admitted_at=time_of(suspended["lastTransitionTime"]) if suspended and not held else None,
-        condition=end.get("type"),
-        reason=end.get("reason", ""),
-        message=end.get("message", ""),
-        ended_at=time_of(end["lastTransitionTime"]) if end else None,
-        progress=tuple((status.get("trainerStatus") or {}).items()),
-    )
-
-
 def marks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a workload's state that stand in our own labels and annotations.
 
@@ -186,15 +139,6 @@ def marks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "try_number": int(annotations.get(TRY_NUMBER) or 0),
         "delivered": DELIVERED in annotations,
     }
-
-
-def _final(conditions: Mapping[str, Mapping[str, Any]], created: datetime) -> Mapping[str, Any]:
-    for kind in ("Complete", "Failed"):
-        found = conditions.get(kind, {})
-        # A name that is used again shows for a moment the end of the object that had it before.
-        if found.get("status") == "True" and time_of(found["lastTransitionTime"]) >= created:
-            return found
-    return {}
 
 
 def pod_state(pod: Mapping[str, Any], container: str = "node") -> PodState:
@@ -271,7 +215,7 @@ def _first_start(
     running = (container.get("state") or {}).get("running")
     text = (running or ended).get("startedAt")
     # A program that could not be started is told to have begun in 1970.
-    if not text or (not running and time_of(text) < created - _SAME_TIME):
+    if not text or (not running and time_of(text) < created - SAME_TIME):
         return None
     if container.get("restartCount") and "Initialized" in conditions:
         # Only its last start is told; all else before the first was done when the pod was initialised.
@@ -290,59 +234,6 @@ def _fault(status: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _why(said: Mapping[str, Any]) -> tuple[str, str]:
     return said.get("reason", ""), said.get("message", "")
-
-
-def phase_of(job: JobState, pods: Iterable[PodState], nodes: int = 1) -> Phase:
-    """Return where a training is: conditions first, then the pods; the Trainer's own counters lag and flicker.
-
-    It is running once the program has been started on every node, and stays so while pods end and no new ones are
-    there: they go a moment before the job is said to have failed or to be held back again.
-
-    :param job: the workload.
-    :param pods: its pods, as far as they are known; one that is gone may be among them.
-    :param nodes: how many pods train together.
-    """
-    if job.condition:
-        return Phase.SUCCEEDED if job.condition == "Complete" else Phase.FAILED
-    if job.suspended:
-        return Phase.QUEUED
-    started = [pod for pod in _newest(job, pods).values() if pod.started_at]
-    return Phase.RUNNING if len(started) >= nodes else Phase.STARTING
-
-
-def entered(phase: Phase, job: JobState, pods: Iterable[PodState]) -> datetime:
-    """Return when a training came into its phase, as the cluster's own times tell it.
-
-    :param phase: what :func:`phase_of` has returned for the same job and pods.
-    :param job: the workload.
-    :param pods: its pods, as far as they are known.
-    """
-    if phase.final:
-        return job.ended_at or job.created
-    if phase is Phase.QUEUED:
-        return job.suspended_at or job.created
-    newest = _newest(job, pods).values()
-    starts = [pod.started_at for pod in newest if pod.started_at]
-    let_go = job.admitted_at or job.created
-    if phase is Phase.RUNNING:
-        return max(starts, default=let_go)
-    # A pod that takes the place of one that had trained for hours begins to start when it is made.
-    return max(let_go, min((pod.created for pod in newest if not pod.started_at), default=let_go))
-
-
-def program_started(job: JobState, pods: Iterable[PodState]) -> datetime | None:
-    """Return when the program was running on all nodes that are known, ``None`` before the first.
-
-    :param job: the workload.
-    :param pods: its pods, as far as they are known.
-    """
-    return max((pod.started_at for pod in _newest(job, pods).values() if pod.started_at), default=None)
-
-
-def _newest(job: JobState, pods: Iterable[PodState]) -> dict[int, PodState]:
-    """Return by rank the pod that was made last, be it gone, of those made since the job was last let go."""
-    since = (job.admitted_at or job.created) - _SAME_TIME
-    return {pod.rank: pod for pod in sorted(pods, key=lambda pod: pod.created) if pod.created >= since}
 
 
 def time_of(text: str) -> datetime:

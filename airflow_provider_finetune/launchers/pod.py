@@ -9,15 +9,7 @@ from typing import Any
 
 from airflow_provider_finetune.launchers import pod_spec
 from airflow_provider_finetune.launchers.job_request import QUEUE, JobRequest
-from airflow_provider_finetune.launchers.observed import (
-    JOB,
-    WHOLE,
-    JobState,
-    PodState,
-    marks_of,
-    pod_state,
-    time_of,
-)
+from airflow_provider_finetune.launchers.observed import JOB, WHOLE, JobState, PodState, marks_of, pod_state, time_of
 from airflow_provider_finetune.launchers.refusal import CannotRender
 
 BASE = "base"

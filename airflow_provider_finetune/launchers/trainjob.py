@@ -1,15 +1,26 @@
-"""A training as a Kubeflow ``TrainJob`` (Trainer v2), in the forms of its API."""
+"""A training as a Kubeflow ``TrainJob`` (Trainer v2), in the forms of its API, and how such a job tells of itself."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
 from airflow_provider_finetune.launchers import pod_spec
 from airflow_provider_finetune.launchers.job_request import QUEUE, JobRequest
-from airflow_provider_finetune.launchers.observed import DOMAIN, IDENTITY, JOB, MANAGED_BY, WHOLE
+from airflow_provider_finetune.launchers.observed import (
+    DOMAIN,
+    IDENTITY,
+    JOB,
+    MANAGED_BY,
+    RUNS_ONCE,
+    WHOLE,
+    JobState,
+    marks_of,
+    time_of,
+)
 from airflow_provider_finetune.launchers.refusal import CannotRender
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
@@ -181,3 +192,43 @@ def _check_sizes(job: Mapping[str, Any]) -> None:
     if size > _LONGEST_OBJECT:
         rule = f"it has {size:,} bytes, and each of its copies in the cluster's database may have {_LONGEST_OBJECT:,}"
         raise CannotRender("TrainJob", rule, cure)
+
+
+def job_state(job: Mapping[str, Any]) -> JobState:
+    """Read a TrainJob.
+
+    :param job: the object as the API gives it.
+    """
+    metadata, status = job["metadata"], job.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    created = time_of(metadata["creationTimestamp"])
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    end = _final(conditions, created)
+    suspended = conditions.get("Suspended", {})
+    held = suspended.get("status") == "True"
+    return JobState(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        created=created,
+        **marks_of(metadata),
+        runs_once=annotations.get(RUNS_ONCE) == "true",
+        deleting="deletionTimestamp" in metadata,
+        # Before the controller has seen the object only its specification tells.
+        suspended=held if suspended else bool((job.get("spec") or {}).get("suspend")),
+        suspended_at=time_of(suspended["lastTransitionTime"]) if held else None,
+        admitted_at=time_of(suspended["lastTransitionTime"]) if suspended and not held else None,
+        condition=end.get("type"),
+        reason=end.get("reason", ""),
+        message=end.get("message", ""),
+        ended_at=time_of(end["lastTransitionTime"]) if end else None,
+        progress=tuple((status.get("trainerStatus") or {}).items()),
+    )
+
+
+def _final(conditions: Mapping[str, Mapping[str, Any]], created: datetime) -> Mapping[str, Any]:
+    for kind in ("Complete", "Failed"):
+        found = conditions.get(kind, {})
+        # A name that is used again shows for a moment the end of the object that had it before.
+        if found.get("status") == "True" and time_of(found["lastTransitionTime"]) >= created:
+            return found
+    return {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from airflow_provider_finetune.contract.version import __version__
 from airflow_provider_finetune.runner.log import die_with_parent
 from airflow_provider_finetune.runner.stopping import GRACE_SECONDS
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,9 @@ from typing import Any
 from airflow_provider_finetune.contract.last_words import behind
 from airflow_provider_finetune.contract.outcome import OUTCOME_MARK, PEER_FAILED, Failure, Outcome, Status
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import checkpoints, lineage, nodes, recovery, retention, storage
+from airflow_provider_finetune.runner import nodes, storage
 from airflow_provider_finetune.runner.failures import UserError, explain
 from airflow_provider_finetune.runner.fates import effective_parameters
-from airflow_provider_finetune.runner.lineage import SPOILT
 from airflow_provider_finetune.runner.log import RunLog, tail
 from airflow_provider_finetune.runner.meeting import Meeting, join
 from airflow_provider_finetune.runner.nodes import Placement, placement
@@ -23,7 +22,9 @@ from airflow_provider_finetune.runner.reporting.chart import render_chart
 from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.stopping import GRACE_SECONDS, Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import checkpoints, lineage, recovery, retention
+from airflow_provider_finetune.runner.tries.lineage import SPOILT
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _LOG_TAIL_LINES = 200
 

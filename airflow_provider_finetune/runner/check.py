@@ -39,7 +39,7 @@ from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.nodes import placement
 from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.report import Report
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _NO_CHATS = ("text", "tokens")
 

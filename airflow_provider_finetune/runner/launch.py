@@ -14,7 +14,7 @@ from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import explain
 from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.prepared import Prepared
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 def main(work_dir: WorkDir) -> int:

@@ -31,7 +31,7 @@ from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.nodes import Placement, misplaced
 from airflow_provider_finetune.runner.stopping import Stop
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _POLL_SECONDS = 0.5
 _SHARED_SECONDS = 90.0

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _POLL_SECONDS = 0.5
 

@@ -15,7 +15,7 @@ from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import algorithms, backends, publishing, storage
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 def ensure_outputs_writable(spec: TrainingSpec, work_dir: WorkDir, events: Events) -> None:

@@ -18,7 +18,7 @@ from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.storage import Place
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _PAUSES = (10.0, 30.0, 90.0, 270.0)
 """Seconds between two tries to publish: most stores are back after some minutes, and a model may have cost days."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from airflow_provider_finetune.contract.outcome import Failure
-from airflow_provider_finetune.runner.checkpoints import Checkpoint
+from airflow_provider_finetune.runner.tries.checkpoints import Checkpoint
 
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL, where whoever sends them has not said: what Kubernetes and the local launcher give."""

@@ -24,7 +24,6 @@ from airflow_provider_finetune.contract.causes import failure_of
 from airflow_provider_finetune.contract.last_words import NCCL_FAILURE, last_exception, meaning_of_log
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, PROGRESS_MARK, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import checkpoints
 from airflow_provider_finetune.runner.environment import child_environment
 from airflow_provider_finetune.runner.events import VARIABLE
 from airflow_provider_finetune.runner.gpu import Gpus
@@ -33,7 +32,8 @@ from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.progress import Progress, progress_line
 from airflow_provider_finetune.runner.reporting.series import Series
 from airflow_provider_finetune.runner.stopping import Stop
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import checkpoints
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _POLL_SECONDS = 0.5
 _FOLLOWS_FROM_A_SIGNAL = ("library_crash", "ended_early", NCCL_FAILURE)

@@ -13,14 +13,15 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import backends, offspring, resume, storage
+from airflow_provider_finetune.runner import backends, offspring, storage
 from airflow_provider_finetune.runner.check import check
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, explain
 from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.prepared import Prepared
 from airflow_provider_finetune.runner.publishing import publish
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import resume
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _NAMES = {"osft": "OSFT", "sft": "SFT", "lora_sft": "LoRA"}
 _HOW = {"cpu": "the CPU ({} by TRL, float32)", "cuda": "CUDA ({} by training-hub's own backend)"}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_finetune.runner.checkpoints import newest
+from airflow_provider_finetune.runner.tries.checkpoints import newest
 from tests.gpu.conftest import Spec, of
 from tests.train.conftest import RunRunner, StartRunner, chat, write_rows
 from tests.train.test_runner import children_of

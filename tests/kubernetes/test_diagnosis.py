@@ -15,7 +15,8 @@ import pytest
 from airflow_provider_finetune.cluster.diagnosis import culprit, outcome_of, why_failed
 from airflow_provider_finetune.cluster.ends import DISRUPTION_RULES
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
-from airflow_provider_finetune.launchers.observed import job_state, pod_state
+from airflow_provider_finetune.launchers.observed import pod_state
+from airflow_provider_finetune.launchers.trainjob import job_state
 from tests.kubernetes.fake_cluster import condition, pod, running, terminated, train_job
 
 FAILED = train_job(

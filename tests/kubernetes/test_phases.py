@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_finetune.launchers.clocks import running_clock
-from airflow_provider_finetune.launchers.observed import Phase, entered, job_state, phase_of, pod_state
+from airflow_provider_finetune.launchers.observed import pod_state
+from airflow_provider_finetune.launchers.phases import Phase, entered, phase_of
+from airflow_provider_finetune.launchers.trainjob import job_state
 from tests.kubernetes.fake_cluster import condition, pod, running, terminated, train_job, waiting
 
 LIMITS = {"queue_timeout": 60.0, "startup_timeout": 30.0, "training_timeout": 100.0}

@@ -15,7 +15,8 @@ import pytest
 from airflow_provider_finetune.cluster.causes import NO_POD_RULES, POD_RULES, QUEUE_RULES, SCHEDULING_RULES
 from airflow_provider_finetune.cluster.waiting import why_queued, why_stuck
 from airflow_provider_finetune.contract.causes import input_at_fault
-from airflow_provider_finetune.launchers.observed import job_state, pod_state
+from airflow_provider_finetune.launchers.observed import pod_state
+from airflow_provider_finetune.launchers.trainjob import job_state
 from tests.kubernetes.fake_cluster import condition, event, pod, train_job, waiting
 
 JOB = train_job("x")

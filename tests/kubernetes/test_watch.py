@@ -24,7 +24,8 @@ from airflow_provider_finetune.cluster import cache
 from airflow_provider_finetune.cluster.hook import PAGE, TrainingHook
 from airflow_provider_finetune.cluster.watch import SharedWatch, following
 from airflow_provider_finetune.launchers.kinds import TRAINJOB
-from airflow_provider_finetune.launchers.observed import JobState, PodState, job_state, pod_state
+from airflow_provider_finetune.launchers.observed import JobState, PodState, pod_state
+from airflow_provider_finetune.launchers.trainjob import job_state
 from tests.kubernetes.fake_cluster import (
     NAMESPACE,
     FakeCluster,

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_finetune.launchers.job_request import QUEUE, JobRequest
-from airflow_provider_finetune.launchers.observed import WHOLE, Phase, entered, phase_of
+from airflow_provider_finetune.launchers.observed import WHOLE
+from airflow_provider_finetune.launchers.phases import Phase, entered, phase_of
 from airflow_provider_finetune.launchers.pod import BASE, bare_pod_state, made_as_asked, render, workload_state
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from tests.kubernetes.fake_cluster import at, condition, own_pod, running, terminated, waiting

@@ -22,7 +22,7 @@ from airflow_provider_finetune.runner import attempt
 from airflow_provider_finetune.runner.log import RunLog
 from airflow_provider_finetune.runner.reporting.metrics import Point
 from airflow_provider_finetune.runner.reporting.series import Series
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 Spec = dict[str, Any]
 

@@ -17,9 +17,9 @@ import pytest
 
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import checkpoints, lineage, workdir
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import checkpoints, lineage, workdir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 @pytest.fixture

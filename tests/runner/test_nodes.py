@@ -19,12 +19,13 @@ import pytest
 
 from airflow_provider_finetune.contract.outcome import PEER_FAILED, Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import meeting, nodes, workdir
+from airflow_provider_finetune.runner import meeting, nodes
 from airflow_provider_finetune.runner.failures import RunFailed, explain
 from airflow_provider_finetune.runner.meeting import Meeting, join
 from airflow_provider_finetune.runner.nodes import Placement, placement
 from airflow_provider_finetune.runner.stopping import Stop
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import workdir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 PET = {"PET_NNODES": "3", "PET_NODE_RANK": "2", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}
 BROKEN = Failure(failure_class="user", cause="dataset_missing", message="There is no data", cure="Write some")

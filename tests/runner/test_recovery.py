@@ -17,7 +17,8 @@ import pytest
 
 from airflow_provider_finetune.contract.outcome import Outcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import attempt, recovery
+from airflow_provider_finetune.runner import attempt
+from airflow_provider_finetune.runner.tries import recovery
 
 
 @pytest.fixture

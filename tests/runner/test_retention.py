@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import retention
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import retention
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 RESULTS = {"spec.json", "outcome.json", "metrics.json", "loss.html", "train.log", "train-node-1.log", "model"}
 

@@ -27,7 +27,7 @@ from airflow_provider_finetune.runner import supervisor as module
 from airflow_provider_finetune.runner.log import RunLog
 from airflow_provider_finetune.runner.stopping import Stop
 from airflow_provider_finetune.runner.supervisor import Supervisor
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 Start = Callable[..., Supervisor]
 
@@ -166,7 +166,7 @@ def test_process_1_of_a_container_buries_the_orphans_of_its_child(tmp_path: Path
         "from airflow_provider_finetune.runner.log import RunLog\n"
         "from airflow_provider_finetune.runner.stopping import Stop\n"
         "from airflow_provider_finetune.runner.supervisor import Supervisor\n"
-        "from airflow_provider_finetune.runner.workdir import WorkDir\n"
+        "from airflow_provider_finetune.runner.tries.workdir import WorkDir\n"
         f"here = Path({str(tmp_path)!r}); sys.executable = str(here / 'child')\n"
         "spec = TrainingSpec(algorithm='lora_sft', base_model='m', dataset='d', work_dir=str(here))\n"
         "child = Supervisor(spec, WorkDir(here), RunLog(), Stop().listen(), epochs=1, grace=30)\n"

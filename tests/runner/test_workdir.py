@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_finetune.runner import workdir
 from airflow_provider_finetune.runner.failures import RunFailed
+from airflow_provider_finetune.runner.tries import workdir
 
 
 def test_a_new_lineage_starts_behind_the_highest_number(tmp_path: Path) -> None:

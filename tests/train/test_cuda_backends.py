@@ -17,12 +17,12 @@ import torch
 from transformers import AutoTokenizer
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import resume
-from airflow_provider_finetune.runner.checkpoints import newest
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed, UserError
 from airflow_provider_finetune.runner.model import BaseModel, ensure_instructlab_takes
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import resume
+from airflow_provider_finetune.runner.tries.checkpoints import newest
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 from tests.train.conftest import RunRunner
 from tests.train.test_nodes import losses
 from tests.train.test_resume import end_at

@@ -17,8 +17,9 @@ import pytest
 
 from airflow_provider_finetune.contract.outcome import Failure, Outcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import recovery, storage
+from airflow_provider_finetune.runner import storage
 from airflow_provider_finetune.runner.failures import RunFailed
+from airflow_provider_finetune.runner.tries import recovery
 from tests.train.servers import S3, SECRET
 
 ADAPTER = {"adapter_config.json": "{}", "adapter_model.safetensors": "weights", "tokenizer.json": "{}"}

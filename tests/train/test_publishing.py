@@ -30,8 +30,8 @@ from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.failures import RunFailed
 from airflow_provider_finetune.runner.model import BaseModel
 from airflow_provider_finetune.runner.prepared import Prepared
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 from airflow_provider_finetune.runner.turns import ChatTemplate
-from airflow_provider_finetune.runner.workdir import WorkDir
 from tests.train.conftest import RunRunner, chat, write_rows
 from tests.train.servers import S3, Request, Web, forwarded
 from tests.train.test_merging import save_adapter

@@ -16,7 +16,7 @@ from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner import publishing, storage
 from airflow_provider_finetune.runner.failures import RunFailed
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 from tests.train.sftp_server import Sftp, serving
 from tests.train.test_places import ADAPTER, FULL, quiet, save
 from tests.train.test_publishing import told

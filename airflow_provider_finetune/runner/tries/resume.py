@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import checkpoints, storage
-from airflow_provider_finetune.runner.checkpoints import Checkpoint
+from airflow_provider_finetune.runner import storage
 from airflow_provider_finetune.runner.events import Events
 from airflow_provider_finetune.runner.fates import effective_parameters
-from airflow_provider_finetune.runner.lineage import nothing_to_go_on_from
 from airflow_provider_finetune.runner.reporting.metrics import MetricsFollower
 from airflow_provider_finetune.runner.reporting.series import Series
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import checkpoints
+from airflow_provider_finetune.runner.tries.checkpoints import Checkpoint
+from airflow_provider_finetune.runner.tries.lineage import nothing_to_go_on_from
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 _WHAT = {
     "dataset": "the data",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from airflow_provider_finetune.contract.spec import TrainingSpec
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 def tidy(spec: TrainingSpec, work_dir: WorkDir, *, published: bool, check_only: bool = False) -> list[str]:

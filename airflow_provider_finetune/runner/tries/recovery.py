@@ -9,8 +9,9 @@ from pathlib import Path
 
 from airflow_provider_finetune.contract.outcome import Outcome, UnreadableOutcome
 from airflow_provider_finetune.contract.spec import TrainingSpec
-from airflow_provider_finetune.runner import storage, workdir
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner import storage
+from airflow_provider_finetune.runner.tries import workdir
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 
 def find(spec: TrainingSpec) -> Outcome | None:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from airflow_provider_finetune.contract.spec import TrainingSpec, UnreadableSpec
-from airflow_provider_finetune.runner import workdir
 from airflow_provider_finetune.runner.failures import UserError
-from airflow_provider_finetune.runner.recovery import outcome_of
-from airflow_provider_finetune.runner.workdir import WorkDir
+from airflow_provider_finetune.runner.tries import workdir
+from airflow_provider_finetune.runner.tries.recovery import outcome_of
+from airflow_provider_finetune.runner.tries.workdir import WorkDir
 
 SPOILT = "non_finite_loss"
 """Cause of a failure after which the checkpoints may hold the numbers that are no numbers."""

@@ -1,0 +1,1 @@
+"""What the tries of one training leave on disk, what the next one goes on from, and what stays in the end."""
