@@ -121,13 +121,18 @@ def _text(chance: random.Random) -> str:
 
 
 def measure(python: str, program: str, path: Path, kind: str) -> Figures:
-    """Run one process to its end.
+    """Run a process twice: once for its seconds, and once for its memory, since to look at that takes time from it.
 
     :param python: its interpreter.
     :param program: what it runs.
     :param path: the data.
     :param kind: the libraries' name of the format.
     """
+    timed = _run(python, program, path, kind, look=False)
+    return {**timed, "memory": _run(python, program, path, kind, look=True)["memory"]}
+
+
+def _run(python: str, program: str, path: Path, kind: str, *, look: bool) -> Figures:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, open(Path(scratch) / "log", "w+") as log:
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[1])}
         before = os.times()
@@ -135,7 +140,7 @@ def measure(python: str, program: str, path: Path, kind: str) -> Figures:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         memory = 0
         while process.poll() is None:
-            memory = max(memory, _memory(process.pid))
+            memory = max(memory, _memory(process.pid) if look else 0)
             time.sleep(0.05)
         after = os.times()
         log.seek(0)

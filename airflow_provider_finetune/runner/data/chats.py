@@ -220,22 +220,30 @@ def _take(
     """Count rows, and keep those with an answer: ``opened`` without their end, told by the texts in ``told``."""
     answered, empty = _answers(chats)
     part.rows += len(numbers)
-    for number in compress(numbers, ~answered):
-        part.dropped.add(f"{part.prefix}{number}", forms.NO_ANSWER)
-    for number in compress(numbers, empty):
+    for number in compress(numbers, empty) if empty.any() else ():
         part.empty_answers.add(f"{part.prefix}{number}")
-    kept = list(compress(numbers, answered))
-    part.hashes.extend(array("q", map(hash, compress(told, answered))))
-    part.numbers.extend(array("I", kept))
-    if "id" in batch.schema.names:
-        hashes = list(map(hash_of_id, compress(batch.column("id").to_pylist(), answered)))
-        part.ids.extend(array("q", [value for value in hashes if value is not None]))
-        part.id_numbers.extend(
-            array("I", [number for value, number in zip(hashes, kept, strict=True) if value is not None])
-        )
-    ends = [b'%d"}\n' % number for number in kept]
-    lines = zip(compress(opened, answered), repeat(part.label), ends, strict=False)
-    part.canonical = b"".join(chain.from_iterable(lines))
+    ids = batch.column("id").to_pylist() if "id" in batch.schema.names else []
+    if not answered.all():
+        for number in compress(numbers, ~answered):
+            part.dropped.add(f"{part.prefix}{number}", forms.NO_ANSWER)
+        numbers, opened, told, ids = (list(compress(each, answered)) for each in (numbers, opened, told, ids))
+    part.hashes.extend(array("q", map(hash, told)))
+    part.numbers.extend(array("I", numbers))
+    _take_ids(part, ids, numbers)
+    ends = [b'%d"}\n' % number for number in numbers]
+    part.canonical = b"".join(chain.from_iterable(zip(opened, repeat(part.label), ends, strict=False)))
+
+
+def _take_ids(part: Part, ids: Sequence[Any], numbers: Sequence[int]) -> None:
+    if all(ids) and {*map(type, ids)} == {str}:
+        part.ids.extend(array("q", map(hash, ids)))
+        part.id_numbers.extend(array("I", numbers))
+        return
+    hashes = [
+        (value, number) for value, number in zip(map(hash_of_id, ids), numbers, strict=False) if value is not None
+    ]
+    part.ids.extend(array("q", [value for value, _ in hashes]))
+    part.id_numbers.extend(array("I", [number for _, number in hashes]))
 
 
 def _answers(chats: Any) -> tuple[Any, Any]:
