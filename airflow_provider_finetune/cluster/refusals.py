@@ -156,6 +156,10 @@ _NO_RUNTIME = re.compile(
 )
 
 
+_NOT_YET = ("not yet ready to handle request", "status unknown for quota")
+"""What its admission checks say before they have read namespaces, quotas and the like (Kubernetes' source)."""
+
+
 def _forbidden(asked: Asked, answer: _Answer) -> Failure:
     right, missing = _RIGHT.search(answer.text), _NO_RUNTIME.search(answer.text)
     if right:
@@ -166,6 +170,9 @@ def _forbidden(asked: Asked, answer: _Answer) -> Failure:
             f"{right['resource']!r} of API group {right['group']!r} {where}",
             f"Grant it that right, or name another namespace or connection; {_least_rights(right['group'])}",
         )
+    if any(words in answer.text for words in _NOT_YET):
+        message = f"The API server has just started, and does not take {asked.object} yet"
+        return failure_of("server_busy", message, "Run the task again in a moment")
     if "looking up service account" in answer.text:
         return failure_of(
             "service_account_missing",

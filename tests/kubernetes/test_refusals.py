@@ -150,6 +150,13 @@ def test_a_refusal_names_its_cause_and_cure_and_whether_a_retry_helps(cause: str
     assert isinstance(error, AirflowFailException) is not retried
 
 
+@pytest.mark.parametrize("said", ["not yet ready to handle request", "status unknown for quota: gpus, resources: pods"])
+def test_a_check_that_has_not_read_what_it_needs_is_a_passing_cause(said: str) -> None:
+    error = refuse(403, body(f'trainjobs.trainer.kubeflow.org "a" is forbidden: {said}', "Forbidden", kind="trainjobs"))
+    assert error.passing
+    assert not isinstance(error, AirflowFailException)
+
+
 def test_a_starting_server_is_a_passing_cause() -> None:
     text = "the request has been made before all known HTTP paths have been installed, please try again"
     error = refuse(503, body(text, "ServiceUnavailable"))
