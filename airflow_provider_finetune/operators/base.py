@@ -326,7 +326,8 @@ class TrainingOperator(BaseOperator):
         from airflow_provider_finetune.operators.cluster_run import ClusterRun
         from airflow_provider_finetune.operators.pod_operator import PodMaker
 
-        return ClusterRun(self._resolved(values, context), self.log, workload, pods=PodMaker(self, context))
+        pods = PodMaker(self, context, self.kubernetes_conn_id, self.pod_operator_arguments or {})
+        return ClusterRun(self._resolved(values, context), self.log, workload, pods=pods)
 
     def _wait(self, run: ClusterRun, context: Context) -> dict[str, Any]:
         """Defer until the workload has ended, or wait for it here."""

@@ -13,9 +13,7 @@ from airflow_provider_finetune.launchers.pod import BASE, made_as_asked
 from airflow_provider_finetune.operators.pod_rules import refused_arguments
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
-
-    from airflow_provider_finetune.operators.base import TrainingOperator
+    from airflow.sdk import BaseOperator, Context
 
 
 class PodMaker:
@@ -23,10 +21,13 @@ class PodMaker:
 
     :param operator: the task.
     :param context: Airflow's.
+    :param conn_id: connection of the cncf.kubernetes provider.
+    :param further: ``pod_operator_arguments``.
     """
 
-    def __init__(self, operator: TrainingOperator, context: Context) -> None:
+    def __init__(self, operator: BaseOperator, context: Context, conn_id: str, further: Mapping[str, Any]) -> None:
         self._operator, self._context = operator, context
+        self._conn_id, self._further = conn_id, further
 
     def arguments(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the ``KubernetesPodOperator``.
@@ -37,15 +38,14 @@ class PodMaker:
         from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
         ours = _arguments_of(asked)
-        further = dict(self._operator.pod_operator_arguments or {})
+        further = self._further
         problems = list(refused_arguments(further, ours))
         for name in sorted(further.keys() - inspect.signature(KubernetesPodOperator.__init__).parameters.keys()):
             rule = f"KubernetesPodOperator has no argument {name!r} of its own"
             problems.append(Problem("pod_operator_arguments", {name: "***"}, rule, "Leave it out, or correct its name"))
         if problems:
             raise InvalidParameters(self._operator.task_id, problems)
-        connection = {"kubernetes_conn_id": self._operator.kubernetes_conn_id}
-        return {"task_id": self._operator.task_id, **connection, **ours, **further}
+        return {"task_id": self._operator.task_id, "kubernetes_conn_id": self._conn_id, **ours, **further}
 
     def pod(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the pod as it is to be made.
@@ -66,8 +66,8 @@ class PodMaker:
 
     def _render(self, maker: Any) -> None:
         """Render what this operator's own rendering does not reach: models of ``kubernetes.client`` among arguments."""
-        further = self._operator.pod_operator_arguments or {}
-        names = [name for name in maker.template_fields if name in further and json_of(further[name]) != further[name]]
+        given = {name: self._further[name] for name in maker.template_fields if name in self._further}
+        names = [name for name, value in given.items() if json_of(value) != value]
         environment = self._operator.get_template_env()
         maker._do_render_template_fields(maker, names, self._context, environment, set())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from airflow_provider_finetune.runner import hub, transfer
-from airflow_provider_finetune.runner.data.locate import format_of, of_split
+from airflow_provider_finetune.runner.data.formats import format_of, of_split
 from airflow_provider_finetune.runner.data.source import Source
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.hub import Repository

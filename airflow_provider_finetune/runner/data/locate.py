@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_finetune.contract.uris import hub_name
 from airflow_provider_finetune.runner.data import splits
-from airflow_provider_finetune.runner.data.files import Damaged, opened
+from airflow_provider_finetune.runner.data.formats import KNOWN, ensure_readable, format_of, of_split
 from airflow_provider_finetune.runner.data.source import Source
 from airflow_provider_finetune.runner.failures import UserError
 from airflow_provider_finetune.runner.storage import local_path, scheme
 
 if TYPE_CHECKING:
     import pyarrow
-
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-_KNOWN = f"{', '.join(_FORMATS)}, each also with .gz"
 
 _OF_THE_LIBRARY = frozenset(["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"])
 """What ``datasets`` writes beside the rows."""
@@ -61,7 +57,7 @@ def locate(
     if kind not in (None, "file"):
         return _fetched(dataset, argument, scratch, say)
     path = local_path(dataset, argument)
-    _ensure_readable(path, argument, dataset)
+    ensure_readable(path, argument, dataset)
     if path.is_dir():
         return _of_directory(path, name=str(path), argument=argument, say=say)
     return of_files([path], name=str(path), argument=argument, say=say)
@@ -74,26 +70,6 @@ def _fetched(dataset: str, argument: str, scratch: Path, say: Say) -> Source:
     if len(paths) == 1:
         return of_files(paths, name=shown(dataset), argument=argument, say=say)
     return _of_directory(scratch, name=shown(dataset), argument=argument, say=say)
-
-
-def _ensure_readable(path: Path, argument: str, dataset: str) -> None:
-    try:
-        if path.is_dir():
-            next(path.iterdir(), None)
-        else:
-            path.open("rb").close()
-    except FileNotFoundError as error:
-        raise UserError(
-            "dataset_missing",
-            f"{argument}={dataset!r}: {path} does not exist",
-            "Check the path; a task that makes it must run before this one, and write to the same disk or claim",
-        ) from error
-    except OSError as error:
-        raise UserError(
-            "dataset_unreadable",
-            f"{argument}={dataset!r}: {path} cannot be read: {error.strerror or error}",
-            "Give the user that runs the training the right to read it",
-        ) from error
 
 
 def _of_directory(directory: Path, *, name: str, argument: str, say: Say) -> Source:
@@ -125,7 +101,7 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
         raise UserError(
             "dataset_format",
             f"{argument}={name!r} {what}",
-            f"Known are {_KNOWN}, and what datasets.save_to_disk() writes",
+            f"Known are {KNOWN}, and what datasets.save_to_disk() writes",
         )
     taken = splits.of_training([labels[path] for path in known], name, argument, say)
     files = {labels[path]: path for path in known if labels[path] in taken}
@@ -133,60 +109,10 @@ def of_files(paths: Sequence[Path], *, name: str, argument: str, say: Say, root:
     return source if len(files) == 1 and root is None else replace(source, name=f"{name} ({len(files)} files)")
 
 
-def of_split(files: Mapping[str, Path], *, name: str, argument: str) -> Source:
-    """Recognise the format of files of which all are to be read.
-
-    :param files: local files by their labels, each named as one of a known format.
-    :param name: of the data set, for people.
-    :param argument: the operator's argument, for messages.
-    :raises UserError: one cannot be read, or there are several formats.
-    """
-    for path in files.values():
-        _ensure_readable(path, argument, name)
-    formats = {label: _format_of_content(path, f"{argument}={name!r}: {label}") for label, path in files.items()}
-    if len(set(formats.values())) > 1:
-        examples = {kind: label for label, kind in reversed(formats.items())}
-        listing = " and ".join(f"{kind} ({label})" for kind, label in sorted(examples.items()))
-        raise UserError(
-            "dataset_formats_mixed",
-            f"{argument}={name!r} has files of several formats: {listing}",
-            "Name one of the files, or put those of one format into a directory of their own",
-        )
-    return Source(name, next(iter(formats.values())), tuple(files.values()), tuple(files))
-
-
 def _label(path: Path, root: Path | None) -> str:
     label = path.relative_to(root).as_posix() if root else path.name
     # A name on a disk may be bytes that are no text.
     return label.encode(errors="replace").decode()
-
-
-def format_of(name: str) -> str | None:
-    """Return the format that a file is named as, ``None`` for one that is not known."""
-    return _FORMATS.get(Path(name.lower().removesuffix(".gz")).suffix)
-
-
-def _format_of_content(path: Path, where: str) -> str:
-    """Return the format; a file named ``.json`` often holds a row a line."""
-    kind = format_of(path.name) or ""
-    if kind != "json":
-        return kind
-    try:
-        with opened(path) as (_, content):
-            head = (content.read(4096) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
-    except Damaged:
-        # Said when it is read, with how far it can be.
-        return "json"
-    if not head.startswith(b"{"):
-        return "json"
-    first_line, goes_on, _ = head.partition(b"\n")
-    if goes_on and not first_line.rstrip().endswith(b"}"):
-        raise UserError(
-            "dataset_format",
-            f"{where} is one JSON object over several lines, and neither an array of rows nor a row a line",
-            "Write its rows as an array, or each on a line of its own; of rows below a key write their list alone",
-        )
-    return "jsonl"
 
 
 def _saved(directory: Path, name: str, argument: str, say: Say) -> Source:
