@@ -243,6 +243,18 @@ def test_a_failure_stays_while_the_next_try_trains_and_goes_with_its_success(
     assert jobs() == []
 
 
+def test_a_task_that_is_killed_while_it_waits_ends_its_pod_which_saves_before(
+    tries: Tries, program: StandIn, jobs: Jobs, observed: Observer, running: Running, wait: Callable[..., Any]
+):
+    first = tries.next()
+    job = first.submit()
+    pod = running(job)
+    first.kill()
+    assert jobs() == []
+    wait(lambda: observed.pods(job) == [], "end of the pod")
+    assert program.has_saved(pod)
+
+
 # What others do.
 
 

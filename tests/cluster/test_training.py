@@ -53,6 +53,9 @@ TRAININGS = {
     "sft in two processes": Case(
         'FineTuneOperator(training_algorithm="SFT", training_resource_num_procs_per_worker="2", **TASK)', "full"
     ),
+    "lora in two processes": Case(
+        'LoRAOperator(training_lora_r=4, training_resource_num_procs_per_worker="2", **TASK)', "adapter", ("pod",)
+    ),
     "sft on two nodes": Case(
         'FineTuneOperator(training_algorithm="SFT", training_resource_num_workers=2, **TASK)', "full", ("trainjob",)
     ),

@@ -191,6 +191,21 @@ def test_the_nearest_right_values_pass(given: dict[str, Any]):
     assert not problems(**given)
 
 
+@pytest.mark.parametrize("launcher", ["trainjob", "pod"])
+@pytest.mark.parametrize(
+    ("record", "given"),
+    [
+        (LoRAParameters, {}),
+        (FineTuneParameters, {"training_algorithm": "SFT"}),
+        (FineTuneParameters, {"training_algorithm": "OSFT", "training_unfreeze_rank_ratio": 0.25}),
+    ],
+)
+def test_each_gpu_of_a_pod_has_a_process(record: Any, given: dict[str, Any], launcher: str):
+    image: dict[str, Any] = {"image": "registry.example/training-hub:1"}
+    request = request_of(record, launcher=launcher, training_resource_gpu_per_worker=4, **given, **image)
+    assert (request.gpus, request.spec.processes_per_node, request.spec.device) == (4, 4, "cuda")
+
+
 def test_several_workers_are_refused_for_lora_only():
     assert not problems(FineTuneParameters, training_resource_num_workers=2)
 
