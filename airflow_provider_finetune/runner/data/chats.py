@@ -26,6 +26,8 @@ _ESCAPES = {b"\\": b"\\\\", b'"': b'\\"', b"\n": b"\\n", b"\t": b"\\t", b"\r": b
 _NEXT_ROW, _NEXT_TEXT, _NEXT_TURN = "\x01", "\x02", "\x03"
 """Stand for the JSON between the texts until these are escaped."""
 
+_ROW_ENDS = b'"}\n'
+
 _BEGIN, _END = b'{"messages":[{"role":"', b'"}]'
 
 _JSON = {_NEXT_TEXT: b'","content":"', _NEXT_TURN: b'"},{"role":"', _NEXT_ROW: _END + b"\n" + _BEGIN}
@@ -54,7 +56,8 @@ def of_batch(batch: pyarrow.RecordBatch, first: int, part: Part) -> bool:
     opened = _written(chats)
     if opened is None:
         return False
-    _take(part, range(first, first + len(chats)), opened, opened, chats, batch)
+    answered = _take(part, range(first, first + len(chats)), opened, chats, batch)
+    part.canonical = _kept(part, opened, answered)
     return True
 
 
@@ -93,10 +96,10 @@ def of_lines(lines: Lines, schema: pyarrow.Schema, part: Part) -> bool:
     import pyarrow.compute as pc
 
     content = lines.content()
-    numbers, opened = _split(lines, content)
-    table = _parsed(content, schema) if numbers else None
+    rows = _Rows(lines, content)
+    table = _parsed(content, schema) if rows.numbers else None
     # Each line begins with a brace and ends with one, so none can end in the row of another.
-    if table is None or table.num_rows != len(numbers):
+    if table is None or table.num_rows != len(rows.numbers):
         return False
     batch = table.combine_chunks().to_batches()[0]
     chats = batch.column("messages")
@@ -106,22 +109,69 @@ def of_lines(lines: Lines, schema: pyarrow.Schema, part: Part) -> bool:
     texts = pc.binary_join_element_wise(turns.field("role"), turns.field("content"), BETWEEN_TEXTS)
     told = _joined(chats, texts, BETWEEN_TEXTS)
     part.columns |= dict.fromkeys(schema.names)
-    _take(part, numbers, opened, told.cast("binary").to_pylist(), chats, batch)
+    answered = _take(part, rows.numbers, told.cast("binary").to_pylist(), chats, batch)
+    whole = answered.all()
+    part.canonical = rows.canonical(part.label) if whole else _kept(part, rows.opened(), answered)
     return True
 
 
-def _split(lines: Lines, content: bytes) -> tuple[list[int], list[bytes]]:
-    """Return numbers and texts, these without their last brace; nothing where one is not in braces."""
-    numbers, opened = [], []
-    for number, line in enumerate(io.BytesIO(content), start=lines.first):
-        # What nearly all lines end in: to strip them first would copy them once more.
-        cut, text = (-2, line) if line.endswith(b"}\n") else (-1, line.strip())
-        if text and not (text.startswith(b"{") and text.endswith((b"}", b"}\n"))):
-            return [], []
-        if text:
-            numbers.append(number)
-            opened.append(text[:cut])
-    return numbers, opened
+class _Rows:
+    """Lines of JSON as rows without their last brace; none where one of them is not in braces.
+
+    * ``numbers``: of the lines that hold one
+    """
+
+    def __init__(self, lines: Lines, content: bytes) -> None:
+        self._content, self._first = content, lines.first
+        self._ends = _ends_in_braces(content)
+        self._opened: list[bytes] = []
+        self.numbers: Sequence[int]
+        if self._ends is not None:
+            self.numbers = range(lines.first, lines.first + len(self._ends))
+            return
+        texts = [(number, line.strip()) for number, line in enumerate(io.BytesIO(content), start=lines.first)]
+        rows = [(number, text) for number, text in texts if text]
+        if not all(text.startswith(b"{") and text.endswith(b"}") for _, text in rows):
+            rows = []
+        self.numbers, self._opened = [number for number, _ in rows], [text[:-1] for _, text in rows]
+
+    def opened(self) -> Sequence[bytes]:
+        """Return them one by one."""
+        return self._opened or [line[:-2] for line in io.BytesIO(self._content)]
+
+    def canonical(self, label: bytes) -> bytes | memoryview:
+        """Return all of them with label and number, without a Python object for each."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self._ends is None:
+            return _labelled(self._opened, label, self.numbers)
+        offsets = np.concatenate(([0], self._ends + 1)).astype(np.int32)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self._content)]
+        lines = pa.Array.from_buffers(pa.binary(), len(self._ends), buffers)
+        numbers = pc.cast(pa.array(np.arange(self._first, self._first + len(self._ends))), pa.string())
+        whole = pc.binary_join_element_wise(
+            pc.binary_slice(lines, 0, -2), pa.scalar(label), numbers.cast(pa.binary()), pa.scalar(_ROW_ENDS), b""
+        )
+        _, ends, text = whole.buffers()
+        return memoryview(text).cast("B")[: np.frombuffer(ends, dtype=np.int32)[len(whole)]]
+
+
+def _ends_in_braces(content: bytes) -> Any:
+    """Return where lines end, ``None`` where one is not in braces, as nearly all are."""
+    import numpy as np
+
+    text = np.frombuffer(content, dtype=np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    if not len(ends) or ends[-1] != len(text) - 1 or text[0] != ord("{") or (text[ends[:-1] + 1] != ord("{")).any():
+        return None
+    return ends if (text[ends - 1] == ord("}")).all() else None
+
+
+def _labelled(opened: Iterable[bytes], label: bytes, numbers: Iterable[int]) -> bytes:
+    ends = [b"%d%b" % (number, _ROW_ENDS) for number in numbers]
+    return b"".join(chain.from_iterable(zip(opened, repeat(label), ends, strict=False)))
 
 
 def _parsed(content: bytes, schema: pyarrow.Schema) -> pyarrow.Table | None:
@@ -214,10 +264,8 @@ def _joined(chats: Any, texts: Any, between: str) -> Any:
     return pc.binary_join(pa.ListArray.from_arrays(_offsets(chats), texts), between)
 
 
-def _take(
-    part: Part, numbers: Sequence[int], opened: Sequence[bytes], told: Sequence[bytes], chats: Any, batch: Any
-) -> None:
-    """Count rows, and keep those with an answer: ``opened`` without their end, told by the texts in ``told``."""
+def _take(part: Part, numbers: Sequence[int], told: Sequence[bytes], chats: Any, batch: Any) -> Any:
+    """Count rows, told by the texts in ``told``; return which of them have an answer and are kept."""
     answered, empty = _answers(chats)
     part.rows += len(numbers)
     for number in compress(numbers, empty) if empty.any() else ():
@@ -226,12 +274,16 @@ def _take(
     if not answered.all():
         for number in compress(numbers, ~answered):
             part.dropped.add(f"{part.prefix}{number}", forms.NO_ANSWER)
-        numbers, opened, told, ids = (list(compress(each, answered)) for each in (numbers, opened, told, ids))
+        numbers, told, ids = (list(compress(each, answered)) for each in (numbers, told, ids))
     part.hashes.extend(array("q", map(hash, told)))
     part.numbers.extend(array("I", numbers))
     _take_ids(part, ids, numbers)
-    ends = [b'%d"}\n' % number for number in numbers]
-    part.canonical = b"".join(chain.from_iterable(zip(opened, repeat(part.label), ends, strict=False)))
+    return answered
+
+
+def _kept(part: Part, opened: Sequence[bytes], answered: Any) -> bytes:
+    """Return canonical rows of those that have an answer, which ``part`` has the numbers of."""
+    return _labelled(opened if answered.all() else compress(opened, answered), part.label, part.numbers)
 
 
 def _take_ids(part: Part, ids: Sequence[Any], numbers: Sequence[int]) -> None:

@@ -54,7 +54,7 @@ class Part:
 
     prefix: str
     done: int
-    canonical: bytes = b""
+    canonical: bytes | memoryview = b""
     rows: int = 0
     dropped: Dropped = field(default_factory=Dropped)
     empty_answers: Found = field(default_factory=Found)

@@ -133,7 +133,7 @@ class _Turns:
         self._turn = context.RawValue("q", 0)
         self._offset = context.RawValue("q", 0)
 
-    def write(self, turn: int, rows: bytes) -> None:
+    def write(self, turn: int, rows: bytes | memoryview) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._turn.value == turn)
             offset = self._offset.value
@@ -174,7 +174,7 @@ def _reuse_memory() -> None:
 
 
 def _convert_and_write(put: tuple[bytes, list[int]], turn: int) -> Part:
-    rows = b""
+    rows: bytes | memoryview = b""
     try:
         part = _function(_desk.take(turn, *put))
         rows, part.canonical = part.canonical, b""
