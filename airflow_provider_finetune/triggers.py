@@ -133,9 +133,7 @@ class TrainingTrigger(BaseTrigger):
         states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
         )
-        # A task that is not in the answer is one whose state is not known.
-        state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if ti.map_index >= 0 else ti.task_id]
-        return None if state is None else str(getattr(state, "value", state))
+        return state_in(states, ti)
 
     async def _delete(self) -> None:
         from airflow_provider_finetune.cluster.hook import TrainingHook
@@ -166,6 +164,18 @@ class TrainingTrigger(BaseTrigger):
     def _name(self) -> str:
         workload = self._current()
         return f"{KINDS[workload['kind']].title} {workload['namespace']}/{workload['name']}"
+
+
+def state_in(states: Mapping[str, Mapping[str, Any]], ti: Any) -> str | None:
+    """Return the state of a task instance in Airflow's answer to the question for it.
+
+    :param states: the answer, by run and task.
+    :param ti: whose state it is.
+    :raises KeyError: it is not in the answer, so its state is not known.
+    """
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id]
+    return None if state is None else str(getattr(state, "value", state))
 
 
 async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:

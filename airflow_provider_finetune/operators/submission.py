@@ -152,9 +152,8 @@ class Submission:
 
 
 def _pods_stay(names: Sequence[str]) -> Failure:
-    return Failure(
-        failure_class="infrastructure",
-        cause="pods_stay",
-        message=f"Pods of an earlier try have not ended within {_PODS_END_SECONDS:g} s: {', '.join(names)}.",
-        cure="Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
+    return failure_of(
+        "pods_stay",
+        f"Pods of an earlier try have not ended within {_PODS_END_SECONDS:g} s: {', '.join(names)}.",
+        "Look at their node: it may be lost. Where it is, delete the pods by force, then run the task again.",
     )

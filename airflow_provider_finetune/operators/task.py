@@ -64,11 +64,11 @@ def state_of(ti: RuntimeTaskInstanceProtocol) -> str | None:
 
     :param ti: Airflow's.
     """
-    mapped = ti.map_index is not None and ti.map_index >= 0
-    index = ti.map_index if mapped else None
+    from airflow_provider_finetune.triggers import state_in
+
+    index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
     try:
         states = ti.get_task_states(ti.dag_id, map_index=index, task_ids=[ti.task_id], run_ids=[ti.run_id])
-        state = states[ti.run_id][f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id]
+        return state_in(states, ti)
     except Exception:  # whatever keeps Airflow from answering
         return None
-    return None if state is None else str(getattr(state, "value", state))
