@@ -200,6 +200,17 @@ class AirflowDeployment:
         _wait(is_reached, timeout, describe)
         return seen
 
+    def wait_for_run(self, dag_id: str, run_id: str, state: str, timeout: float = 30) -> None:
+        """Wait until a run is ``success`` or ``failed``, which it is a moment after its last task.
+
+        SQLite locks no rows: a scheduler that ends a run while a task is cleared leaves that task in an ended run.
+        """
+
+        def state_now() -> str:
+            return str(self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+        _wait(lambda: state_now() == state, timeout, lambda: f"{dag_id} {run_id} is {state_now()}, not {state}.")
+
     def mark(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
         """Mark a task instance ``success`` or ``failed``, as the button in the UI does."""
         self._call("PATCH", _instance(dag_id, run_id, task_id, map_index), json={"new_state": state})

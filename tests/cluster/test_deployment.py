@@ -367,6 +367,7 @@ def test_an_outcome_that_went_with_its_pod_is_found_again_and_a_clear_trains_ane
     found = airflow.xcom("trains", run, "train")["job"]
     assert (found["name"] != job, found["work_dir"].rpartition("/")[2]) == (True, "1")
     assert not observed.jobs(run)
+    airflow.wait_for_run("trains", run, "success")
     airflow.clear("trains", run, "train")
     airflow.wait_for_state("trains", run, "train", "deferred")
     airflow.wait_for_state("trains", run, "train", "success", timeout=150)
