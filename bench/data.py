@@ -190,7 +190,7 @@ def main() -> int:
     """Make the data, run A and B, report."""
     parser = argparse.ArgumentParser(description="The pass over a data set against load_dataset and to_json.")
     parser.add_argument("--size", type=int, default=1000, help="MB of JSONL (default: 1000, which the goal is for)")
-    parser.add_argument("--runs", type=int, default=1, help="runs of each (default: 1)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default: 3)")
     arguments = parser.parse_args()
     python = os.environ.get("FINETUNE_TRAIN_PYTHON")
     if not python:

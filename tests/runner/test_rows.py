@@ -320,7 +320,7 @@ def _full(item: str) -> Part:
 
 def test_a_disk_that_is_full_for_one_process_is_said() -> None:
     with Path("/dev/full").open("wb") as target, pytest.raises(OSError, match="No space left"):
-        list(pool.in_order(_full, ["a"], 2, target.fileno()))
+        list(pool.in_order(_full, "several", 2, target.fileno()))
 
 
 def _pid(_: int) -> Part:

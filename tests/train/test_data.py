@@ -62,6 +62,7 @@ ODD = {
     "no message": [],
     "nothing": None,
     "a control character": chat("\x07", "a\x1f")["messages"],
+    "what stands for the JSON around a text": chat("\x19}],\x01", "\x19")["messages"],
 }
 
 
@@ -78,6 +79,12 @@ def test_whole_batches_are_converted_to_what_single_rows_are(odd: str | None) ->
     found = part.Part("x row ", 0, columns=dict.fromkeys(chunk.names))
     assert chats.of_batch(chunk.batch, chunk.first, found) == (odd is None)
     assert found == (single if odd is None else part.Part("x row ", 0, columns=dict.fromkeys(chunk.names)))
+
+
+def test_a_batch_without_any_answer_is_counted_and_nothing_of_it_is_kept() -> None:
+    batch = pa.RecordBatch.from_pylist([chat("q", " ")] * 3, schema=pa.schema({"messages": MESSAGES}))
+    found = chunks.convert(columns.Batch("row ", 0, 1, batch), "messages")
+    assert (found.rows, found.dropped.total, len(found.canonical), len(found.hashes)) == (3, 3, 0, 0)
 
 
 def lines(table: list[dict[str, Any]], **how: Any) -> bytes:

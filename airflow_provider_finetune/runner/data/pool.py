@@ -122,28 +122,27 @@ class _Desk:
 
 
 class _Turns:
-    """Where in the file each process writes: behind what was converted before.
+    """Whose rows come next in the file.
 
-    Items are begun in their order, so whoever waits waits for one that is being converted.
+    Items are begun in their order, so whoever waits waits for one that is being converted. They wait here and not for
+    the file system, which would keep a processor busy meanwhile.
     """
 
     def __init__(self, context: Any, target: int) -> None:
         self._target = target
         self._changed = context.Condition()
         self._turn = context.RawValue("q", 0)
-        self._offset = context.RawValue("q", 0)
 
     def write(self, turn: int, rows: bytes | memoryview) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._turn.value == turn)
-            offset = self._offset.value
-            self._turn.value += 1
-            self._offset.value += len(rows)
-            self._changed.notify_all()
-        rest = memoryview(rows)
-        while rest:
-            written = os.pwrite(self._target, rest, offset)
-            rest, offset = rest[written:], offset + written
+            try:
+                rest = memoryview(rows)
+                while rest:
+                    rest = rest[os.write(self._target, rest) :]
+            finally:
+                self._turn.value += 1
+                self._changed.notify_all()
 
 
 _function: Callable[[Any], Part]
