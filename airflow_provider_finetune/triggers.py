@@ -40,6 +40,7 @@ class TrainingTrigger(BaseTrigger):
     :param identity: value of the job's identity label, by which an older job is found after a restart.
     :param whole: value of the label for all that was asked for.
     :param deadline: when the task's ``execution_timeout`` is over, in POSIX seconds; ``None`` without one.
+    :param follower: Airflow's id of the try that waits.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainingTrigger(BaseTrigger):
         identity: str = "",
         whole: str = "",
         deadline: float | None = None,
+        follower: str = "",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.workload = dict(workload)
@@ -63,12 +65,14 @@ class TrainingTrigger(BaseTrigger):
         self.identity = identity
         self.whole = whole
         self.deadline = deadline
+        self.follower = follower
         self._following: Following | None = None
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, which are JSON values and hold no credentials."""
-        names = ("workload", "clocks", "progress_interval", "fail_fast", "nodes", "identity", "whole", "deadline")
+        names = ["workload", "clocks", "progress_interval", "fail_fast", "nodes"]
+        names += ["identity", "whole", "deadline", "follower"]
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -143,7 +147,9 @@ class TrainingTrigger(BaseTrigger):
         try:
             kind = KINDS[workload["kind"]]
             async with TrainingHook(workload["conn_id"], workload["namespace"], kind=kind) as hook:
-                await hook.delete_job(workload["name"], workload["uid"])
+                if not await hook.end_job(workload["name"], workload["uid"], self.follower):
+                    self.log.info("%s is left alone: a later try of the task waits for it", self._name())
+                    return
                 stay = await hook.pods_that_stay({JOB: workload["name"]}, _PODS_SECONDS)
         except TrainingFailed as error:
             self.log.error("%s could not be deleted and may train on. %s", self._name(), error)

@@ -17,7 +17,7 @@ from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
 from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
 from airflow_provider_finetune.launchers.kinds import KINDS, TRAINJOB, Kind
-from airflow_provider_finetune.launchers.observed import DELIVERED, DOMAIN, IDENTITY, TRY_NUMBER, is_silent
+from airflow_provider_finetune.launchers.observed import DOMAIN, FOLLOWER, IDENTITY, TRY_NUMBER, is_silent
 from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
 from airflow_provider_finetune.settings import setting
 
@@ -239,13 +239,30 @@ class TrainingHook:
         body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
         await self._unless_gone(self.request("DELETE", self._path(self._jobs, name), body=body))
 
-    async def mark_delivered(self, name: str, uid: str) -> None:
-        """Note on a job that its outcome has been passed on; one that is gone is left alone.
+    async def end_job(self, name: str, uid: str, follower: str) -> bool:
+        """Delete a job as :meth:`delete_job` does, unless another try waits for it by now; return whether none does.
+
+        A worker that hung, was missed and goes on would else end what the next try has taken over.
 
         :param name: its name.
         :param uid: that it must have.
+        :param follower: Airflow's id of the try that ends.
         """
-        body = {"metadata": {"uid": uid, "annotations": {DELIVERED: "true"}}}
+        annotations = ((await self.job(name) or {}).get("metadata") or {}).get("annotations") or {}
+        if annotations.get(FOLLOWER, follower) != follower:
+            return False
+        await self.delete_job(name, uid)
+        return True
+
+    async def mark(self, name: str, uid: str, annotation: str, value: str = "true") -> None:
+        """Note something on a job; one that is gone is left alone.
+
+        :param name: its name.
+        :param uid: that it must have.
+        :param annotation: :data:`~airflow_provider_finetune.launchers.observed.DELIVERED` or another one of ours.
+        :param value: of the annotation.
+        """
+        body = {"metadata": {"uid": uid, "annotations": {annotation: value}}}
         await self._unless_gone(self.request("PATCH", self._path(self._jobs, name), body=body))
 
     async def pods(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -31,6 +31,9 @@ JOB = f"{DOMAIN}/job"
 DELIVERED = f"{DOMAIN}/delivered"
 """Annotation of a workload whose outcome the task has passed on."""
 
+FOLLOWER = f"{DOMAIN}/follower"
+"""Annotation of a workload that a later try waits for than the one that has made it: Airflow's id of that try."""
+
 RUNS_ONCE = f"{DOMAIN}/runs-once"
 """Annotation ``true`` of a workload that nothing starts again after it has failed: only such a one may be kept."""
 

@@ -20,7 +20,7 @@ from airflow_provider_finetune.launchers.adoption import leftovers
 from airflow_provider_finetune.launchers.identity import identity_labels, job_name
 from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.kinds import KINDS, POD
-from airflow_provider_finetune.launchers.observed import IDENTITY, TASK, JobState
+from airflow_provider_finetune.launchers.observed import DELIVERED, IDENTITY, TASK, JobState
 from airflow_provider_finetune.launchers.refusal import CannotRender
 from airflow_provider_finetune.operators.arguments import none_if_empty, seconds
 from airflow_provider_finetune.operators.cluster_places import places_of, root_of
@@ -154,6 +154,7 @@ class ClusterRun:
             identity=self._request.labels[IDENTITY],
             whole=self._request.whole,
             deadline=deadline,
+            follower=self._task.instance.ti_id,
         )
 
     def wait(self) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class ClusterRun:
         assert self.workload is not None
         work = self.workload
         with self._warns_of(work.name):
-            self._use(lambda hook: hook.mark_delivered(work.name, work.uid))
+            self._use(lambda hook: hook.mark(work.name, work.uid, DELIVERED))
 
     def settle(self, event: Mapping[str, Any], *, succeeded: bool) -> None:
         """Delete the workload, whose end has been passed on, or note on it that it has.
@@ -214,8 +215,13 @@ class ClusterRun:
         thread.join()
 
     def _delete(self, workload: Workload) -> None:
+        async def delete(hook: TrainingHook) -> None:
+            if not await hook.end_job(workload.name, workload.uid, self._task.instance.ti_id):
+                message = "%s %s is left alone: a later try of this task waits for it"
+                self._log.warning(message, workload.title, workload.name)
+
         try:
-            self._use(lambda hook: hook.delete_job(workload.name, workload.uid))
+            self._use(delete)
         except TrainingFailed as error:
             message = "%s %s could not be deleted and may train on. %s"
             self._log.error(message, workload.title, workload.name, error)
@@ -267,7 +273,7 @@ class ClusterRun:
         older = await self._leftovers(hook) if succeeded and not stays else []
         with self._warns_of(name):
             if stays:
-                await hook.mark_delivered(name, uid)
+                await hook.mark(name, uid, DELIVERED)
                 self._log.info("%s %s stays in namespace %s", title, name, hook.namespace)
             else:
                 if not succeeded:

@@ -18,7 +18,7 @@ from airflow_provider_finetune.launchers.adoption import Adoption, adopt
 from airflow_provider_finetune.launchers.container import runner_config_map
 from airflow_provider_finetune.launchers.job_request import JobRequest
 from airflow_provider_finetune.launchers.kinds import KINDS, POD
-from airflow_provider_finetune.launchers.observed import IDENTITY, JOB, RUNS_ONCE, JobState
+from airflow_provider_finetune.launchers.observed import FOLLOWER, IDENTITY, JOB, RUNS_ONCE, JobState
 from airflow_provider_finetune.launchers.runtime import check_runtime, runs_once
 from airflow_provider_finetune.operators.task import TaskLog, TrainingTask
 
@@ -72,6 +72,7 @@ class Submission:
         job = found.follow
         if job:
             state = "has ended, and nobody has collected it" if job.condition else "still trains"
+            await hook.mark(job.name, job.uid, FOLLOWER, self._task.instance.ti_id)
             self._log.info("Following %s %s of an earlier try: it %s", title, job.name, state)
             return job
         job = await self._create(hook)

@@ -203,14 +203,18 @@ def cluster_task(namespace: str, account: Path, connect: Callable[..., None]) ->
     }
 
 
-@pytest.fixture
-def in_own_pod(pod_account: Path, connect: Callable[..., None], train_python: Path) -> dict[str, Any]:
+def by_pod(train_python: Path) -> dict[str, Any]:
     """What makes a task train in a pod of its own, which has no runtime to bring the interpreter."""
-    connect(pod_account, "pods")
     (job,) = runtime.load(train_python)["spec"]["template"]["spec"]["replicatedJobs"]
     template = {"spec": job["template"]["spec"]["template"]["spec"]}
-    further = {"pod_operator_arguments": {"pod_template_dict": template}}
-    return {"launcher": "pod", "kubernetes_conn_id": "pods", **further}
+    return {"launcher": "pod", "pod_operator_arguments": {"pod_template_dict": template}}
+
+
+@pytest.fixture
+def in_own_pod(pod_account: Path, connect: Callable[..., None], train_python: Path) -> dict[str, Any]:
+    """The same by a connection that has the rights for it."""
+    connect(pod_account, "pods")
+    return {**by_pod(train_python), "kubernetes_conn_id": "pods"}
 
 
 @pytest.fixture

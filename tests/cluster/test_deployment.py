@@ -1,13 +1,14 @@
 """Trainings of a running Airflow: a scheduler with its workers, and a triggerer in which tasks wait.
 
-Worker and triggerer log in as accounts of their own, each with its role of ``docs/kubernetes/rbac.yaml``.
+Worker and triggerer log in as accounts of their own, each with its roles of ``docs/kubernetes``. Whatever is ended or
+dies is so with both launchers; the rest has TrainJobs.
 
 * twenty tasks that wait share one watch on jobs and one on pods; a run that is marked ends them all
 * clearing a task that waits ends its training, and begins a new one
 * in each way in which a task is ended its pods have ended within their grace period, with a checkpoint saved
 * a triggerer that stops, dies or hangs ends no training, and what happens meanwhile is not missed
 * an API server that stops for a while ends no training, and is told of once
-* a worker that dies leaves its training to the next try
+* a worker that dies or hangs leaves its training to the next try
 * a sweep is three trainings at once
 """
 
@@ -24,10 +25,12 @@ import pytest
 from tests.cluster import rights
 from tests.cluster.airflow_deployment import AirflowDeployment
 from tests.cluster.bed.cluster import Cluster
+from tests.cluster.conftest import by_pod
 from tests.cluster.observer import Observer
-from tests.cluster.stand_in import StandIn
+from tests.cluster.stand_in import FAILURE, StandIn
 
 QUEUED, RUNNING = "queued: the queue holds", "running on"
+LAUNCHERS = ["trainjob", "pod"]
 WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-both"
 
 DAG_FILE = '''
@@ -50,6 +53,7 @@ ENDLESS = {{
 }}
 
 
+LAUNCHED = {{"trainjob": {{"launcher": "trainjob"}}, "pod": {pod!r}}}
 SAVES = {{**TASK, **{saves!r}, "kubernetes_config": {{"termination_grace_period_seconds": 15}}}}
 
 
@@ -72,16 +76,17 @@ with DAG("queued", schedule=None):
     LoRAOperator(task_id="train", **TASK, queue_name="held")
 with DAG("held", schedule=None):
     LoRAOperator(task_id="train", **HELD)
-with DAG("dies", schedule=None):
-    DiesOnce(task_id="train", **HELD, **AGAIN)
 with DAG("blocks", schedule=None):
     LoRAOperator(task_id="train", **HELD, **AGAIN, kubernetes_conn_id="both", deferrable=False)
-with DAG("saves", schedule=None):
-    LoRAOperator(task_id="train", **SAVES)
-with DAG("saves_and_blocks", schedule=None):
-    LoRAOperator(task_id="train", **SAVES, kubernetes_conn_id="both", deferrable=False)
-with DAG("saves_in_time", schedule=None):
-    LoRAOperator(task_id="train", **SAVES, execution_timeout=timedelta(seconds=30))
+for launcher, how in LAUNCHED.items():
+    with DAG(f"saves_{{launcher}}", schedule=None):
+        LoRAOperator(task_id="train", **SAVES, **how)
+    with DAG(f"saves_and_blocks_{{launcher}}", schedule=None):
+        LoRAOperator(task_id="train", **SAVES, **how, kubernetes_conn_id="both", deferrable=False)
+    with DAG(f"saves_in_time_{{launcher}}", schedule=None):
+        LoRAOperator(task_id="train", **SAVES, **how, execution_timeout=timedelta(seconds=30))
+    with DAG(f"dies_{{launcher}}", schedule=None):
+        DiesOnce(task_id="train", **SAVES, **how, **AGAIN)
 with DAG("twenty", schedule=None):
     for number in range(20):
         LoRAOperator(task_id=f"train_{{number}}", **HELD)
@@ -102,11 +107,13 @@ def accounts(cluster: Cluster, namespace: str) -> Iterator[dict[str, str]]:
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
             "subjects": [{"kind": "ServiceAccount", "name": BOTH, "namespace": namespace}],
         }
-        for role in (WORKER, TRIGGERER)
+        for role in (WORKER, TRIGGERER, "finetune-pod-worker", "finetune-pod-triggerer")
     ]
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": BOTH, "namespace": namespace}}
     flows = [_flow(namespace, name) for name in (WORKER, TRIGGERER)]
-    shipped = rights.shipped(namespace, apart=True)
+    shipped = [
+        item for file in ("rbac.yaml", "rbac-pod.yaml") for item in rights.shipped(namespace, apart=True, file=file)
+    ]
     cluster.apply(*shipped, account, *both, *flows)
     yield {name: _connection(cluster, namespace, name) for name in (WORKER, TRIGGERER, BOTH)}
     rights.withdraw(cluster, shipped)
@@ -145,6 +152,7 @@ def airflow(
     queue: str,
     claim: Path,
     program: StandIn,
+    train_python: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[AirflowDeployment]:
     """The running Airflow; data and a base model are on the claim ``work``."""
@@ -167,7 +175,8 @@ def airflow(
         triggerers={"AIRFLOW_CONN_KUBERNETES_DEFAULT": accounts[TRIGGERER]},
     )
     with deployment:
-        deployment.write_dag("trains", DAG_FILE.format(task=task, saves=program.arguments))
+        pod = by_pod(train_python)
+        deployment.write_dag("trains", DAG_FILE.format(task=task, saves=program.arguments, pod=pod))
         yield deployment
 
 
@@ -218,64 +227,72 @@ def test_clearing_a_task_that_waits_ends_its_training_and_begins_a_new_one(airfl
     airflow.mark("endless", run, "train", "failed")
 
 
-WAYS = {
-    "marked failed": ("saves", lambda airflow, run: airflow.mark("saves", run, "train", "failed")),
-    "marked success": ("saves", lambda airflow, run: airflow.mark("saves", run, "train", "success")),
-    "cleared": ("saves", lambda airflow, run: airflow.clear("saves", run, "train")),
-    "its run stopped": ("saves", lambda airflow, run: airflow.end_run("saves", run)),
+WAYS: dict[str, tuple[str, Callable[[AirflowDeployment, str, str], None]]] = {
+    "marked failed": ("saves", lambda airflow, dag, run: airflow.mark(dag, run, "train", "failed")),
+    "marked success": ("saves", lambda airflow, dag, run: airflow.mark(dag, run, "train", "success")),
+    "cleared": ("saves", lambda airflow, dag, run: airflow.clear(dag, run, "train")),
+    "its run stopped": ("saves", lambda airflow, dag, run: airflow.end_run(dag, run)),
     "marked while its worker waits": (
         "saves_and_blocks",
-        lambda airflow, run: airflow.mark("saves_and_blocks", run, "train", "failed"),
+        lambda airflow, dag, run: airflow.mark(dag, run, "train", "failed"),
     ),
 }
 
 
 @pytest.mark.floor
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_in_whatever_way_a_task_is_ended_its_pod_has_saved_and_is_gone_within_its_grace_period(
-    airflow, observed, program, wait
+    airflow, observed, program, wait, launcher
 ):
-    runs = {way: airflow.run(dag) for way, (dag, _) in WAYS.items()}
+    dags = {way: f"{dag}_{launcher}" for way, (dag, _) in WAYS.items()}
+    runs = {way: airflow.run(dag) for way, dag in dags.items()}
     jobs, pods = {}, {}
-    for way, (dag, _) in WAYS.items():
-        airflow.wait_for_state(dag, runs[way], "train", "running" if dag == "saves_and_blocks" else "deferred")
+    for way, dag in dags.items():
+        airflow.wait_for_state(dag, runs[way], "train", "running" if "blocks" in dag else "deferred")
         (jobs[way],) = wait(lambda way=way: observed.jobs(runs[way]), f"job of {way!r}")
         (pods[way],) = wait(lambda way=way: observed.pods(jobs[way], phase="Running"), f"pod of {way!r}")
     for way, (_, end) in WAYS.items():
-        end(airflow, runs[way])
+        end(airflow, dags[way], runs[way])
     for way, job in jobs.items():
         wait(lambda way=way, job=job: job not in observed.jobs(runs[way]), f"end of the job of {way!r}")
         wait(lambda job=job: not observed.pods(job), f"end of the pod of {way!r}", 15)
         assert program.has_saved(pods[way]), way
-    states = {way: airflow.task(WAYS[way][0], run, "train")["state"] for way, run in runs.items() if way != "cleared"}
+    states = {way: airflow.task(dags[way], run, "train")["state"] for way, run in runs.items() if way != "cleared"}
     assert states == {**dict.fromkeys(states, "failed"), "marked success": "success"}
-    airflow.end_run("saves", runs["cleared"])
+    airflow.end_run(dags["cleared"], runs["cleared"])
 
 
 @pytest.mark.floor
 def test_a_task_whose_execution_timeout_is_over_while_it_waits_has_its_pod_save_and_end(
     airflow, observed, program, wait
 ):
-    run = airflow.run("saves_in_time")
-    airflow.wait_for_state("saves_in_time", run, "train", "failed")
-    log = airflow.log("saves_in_time", run, "train")
-    assert "Training failed (resources: execution_timeout)" in log
-    (job,) = re.findall(r"TrainJob (\S+) made in namespace", log)
-    assert observed.jobs(run) == []
-    wait(lambda: not observed.pods(job), "end of the pod", 15)
-    assert program.has_saved(f"{job}-node-0-0")
+    runs = {launcher: airflow.run(f"saves_in_time_{launcher}") for launcher in LAUNCHERS}
+    for launcher, run in runs.items():
+        airflow.wait_for_state(f"saves_in_time_{launcher}", run, "train", "failed")
+        log = airflow.log(f"saves_in_time_{launcher}", run, "train")
+        assert "Training failed (resources: execution_timeout)" in log
+        (job,) = re.findall(r"(?:TrainJob|Pod) (\S+) made in namespace", log)
+        assert observed.jobs(run) == []
+        wait(lambda job=job: not observed.pods(job), "end of the pod", 15)
+        assert program.has_saved(f"{job}-node-0-0" if launcher == "trainjob" else job)
 
 
 @pytest.mark.floor
-def test_a_wait_goes_on_where_triggerers_stop_and_die(airflow, observed, wait, waits):
-    run, job = waits("held")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_wait_goes_on_where_triggerers_stop_and_die(airflow, observed, program, waits, launcher):
+    dag = f"saves_{launcher}"
+    run, job = waits(dag, RUNNING)
     for kill in (False, True):
         airflow.stop_triggerer(kill=kill)
         airflow.start_triggerer()
     assert observed.jobs(run) == [job]
-    assert airflow.task("held", run, "train")["state"] == "deferred"
-    observed.let_go(job)
-    airflow.wait_for_state("held", run, "train", "failed")
-    assert "none.jsonl" in airflow.log("held", run, "train").partition("Task failed with exception")[2]
+    assert airflow.task(dag, run, "train")["state"] == "deferred"
+    program.end(FAILURE)
+    try:
+        airflow.wait_for_state(dag, run, "train", "failed")
+    finally:
+        program.go_on()
+    assert "infrastructure: library_crash" in airflow.log(dag, run, "train").partition("Task failed with exception")[2]
 
 
 @pytest.mark.floor
@@ -328,18 +345,35 @@ def test_what_is_marked_while_no_triggerer_runs_is_left_until_it_is_cleared(airf
 
 @pytest.mark.floor
 def test_a_worker_that_dies_leaves_its_job_to_the_next_try(airflow, observed, wait):
-    runs = {"dies": airflow.run("dies"), "blocks": airflow.run("blocks")}
+    dying = [f"dies_{launcher}" for launcher in LAUNCHERS]
+    runs = {dag: airflow.run(dag) for dag in ("blocks", *dying)}
     airflow.wait_for_state("blocks", runs["blocks"], "train", "running")
     wait(lambda: QUEUED in airflow.log("blocks", runs["blocks"], "train"), "job")
     airflow.kill_worker_of("blocks", runs["blocks"], "train")
     for dag, run in runs.items():
         wait(lambda dag=dag, run=run: airflow.task(dag, run, "train")["try_number"] == 2, f"second try of {dag}")
         airflow.wait_for_state(dag, run, "train", "deferred", "running")
-        wait(lambda dag=dag, run=run: QUEUED in airflow.log(dag, run, "train", 2), f"line of the second try of {dag}")
+        said = QUEUED if dag == "blocks" else RUNNING
+        wait(
+            lambda dag=dag, run=run, said=said: said in airflow.log(dag, run, "train", 2), f"line of {dag}'s second try"
+        )
         (job,) = observed.jobs(run)
-        assert f"Following TrainJob {job} of an earlier try" in airflow.log(dag, run, "train", 2)
+        assert re.search(f"Following (TrainJob|Pod) {job} of an earlier try", airflow.log(dag, run, "train", 2))
         airflow.mark(dag, run, "train", "failed")
         wait(lambda run=run: not observed.jobs(run), f"end of the job of {dag}")
+
+
+def test_a_worker_that_hangs_and_goes_on_ends_nothing_that_the_next_try_has_taken_over(airflow, observed, wait):
+    run = airflow.run("blocks")
+    wait(lambda: QUEUED in airflow.log("blocks", run, "train"), "job")
+    (job,) = observed.jobs(run)
+    airflow.hang_worker_of("blocks", run, "train", seconds=45)
+    left_alone = f"TrainJob {job} is left alone: a later try of this task waits for it"
+    wait(lambda: left_alone in airflow.log("blocks", run, "train"), "line of the worker that had hung")
+    assert f"Following TrainJob {job} of an earlier try" in airflow.log("blocks", run, "train", 2)
+    assert observed.jobs(run) == [job]
+    airflow.mark("blocks", run, "train", "failed")
+    wait(lambda: not observed.jobs(run), "end of the job")
 
 
 def test_a_sweep_is_as_many_trainings_as_it_has_settings(airflow, cluster, namespace):

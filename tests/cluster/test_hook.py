@@ -53,7 +53,7 @@ def test_each_trainer_gets_the_form_that_it_takes(trainer_api: TrainerAPI, monke
             assert await hook.create_trainjob(render) == made  # the name is taken, by ourselves
             for other in ("11111111-2222-3333-4444-555555555555", uid):
                 assert await hook.job("tune")
-                await hook.mark_delivered("tune", other)
+                await hook.mark("tune", other, DELIVERED)
                 marked = DELIVERED in ((await hook.job("tune")) or {})["metadata"].get("annotations", {})
                 assert marked is (other == uid)
                 await hook.delete_job("tune", other)

@@ -199,7 +199,7 @@ def test_a_deletion_is_in_the_background_and_of_one_object_only(api: ApiServer, 
 
 def test_the_delivery_mark_is_put_on_one_object_only(api: ApiServer, call: Call) -> None:
     api.answer(f"patch {JOBS}/a", {"kind": "TrainJob"})
-    call(lambda hook: hook.mark_delivered("a", "u1"))
+    call(lambda hook: hook.mark("a", "u1", DELIVERED))
     assert api.requests[0].data == {"metadata": {"uid": "u1", "annotations": {DELIVERED: "true"}}}
     assert api.requests[0].headers["Content-Type"] == "application/merge-patch+json"
 
@@ -221,7 +221,7 @@ def test_what_is_gone_needs_neither_deletion_nor_mark(api: ApiServer, call: Call
     api.answer(f"delete {JOBS}/a", answer)
     api.answer(f"patch {JOBS}/a", answer)
     call(lambda hook: hook.delete_job("a", "u1"))
-    call(lambda hook: hook.mark_delivered("a", "u1"))
+    call(lambda hook: hook.mark("a", "u1", DELIVERED))
 
 
 def test_a_job_is_read_or_is_not_there(api: ApiServer, call: Call) -> None:

@@ -178,6 +178,7 @@ def test_a_failure_that_no_retry_mends_is_not_trained_for_again_where_the_worker
     words = Outcome(status="failed", failure=failure).to_small_json()
     left.append(old)
     api.answer(f"get {CORE}/pods", {"items": [pod("old", terminated(1, words), phase="Failed")]})
+    api.answer(f"patch {JOBS}/old", {"kind": "TrainJob"})
     with pytest.raises(TaskDeferred) as deferred:
         Task().execute(context(try_number=2))
     assert (api.asked.count(f"POST {JOBS}") == 2) is trains_again
@@ -251,11 +252,41 @@ def test_a_task_that_is_ended_while_its_job_is_made_deletes_it(api: ApiServer, k
     assert api.asked[-1] == f"DELETE {JOBS}/a"
 
 
+def test_a_job_that_the_next_try_follows_is_not_ended_by_a_worker_that_had_hung(
+    api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hung, following = Task(), Task()
+    left: list[dict[str, Any]] = []
+    let_submit(api, listed=lambda _: {"items": left})
+    with pytest.raises(TaskDeferred):
+        hung.execute(context())
+    made = next(request.data for request in api.requests if request.method.value == "POST")
+    job = train_job("a")
+    job["metadata"] |= {"labels": made["metadata"]["labels"], "annotations": made["metadata"]["annotations"]}
+    left.append(job)
+
+    def note(request: Any) -> dict[str, Any]:
+        job["metadata"]["annotations"] |= request.data["metadata"]["annotations"]
+        return job
+
+    api.answer(f"patch {JOBS}/a", note)
+    api.answer(f"get {JOBS}/a", lambda _: job)
+    api.answer(f"delete {JOBS}/a", {"kind": "Status"})
+    with pytest.raises(TaskDeferred):
+        following.execute(context(try_number=2))
+    hung.on_kill()
+    assert f"DELETE {JOBS}/a" not in api.asked
+    assert "TrainJob a is left alone: a later try of this task waits for it" in caplog.text
+    following.on_kill()
+    assert api.asked[-1] == f"DELETE {JOBS}/a"
+
+
 def test_a_kill_that_is_refused_says_that_the_job_trains_on(api: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     task = Task()
     let_submit(api)
     with pytest.raises(TaskDeferred):
         task.execute(context())
+    api.answer(f"get {JOBS}/a", train_job("a"))
     api.answer(f"delete {JOBS}/a", FORBIDDEN)
     task.on_kill()
     assert "TrainJob a could not be deleted and may train on. " in caplog.text
