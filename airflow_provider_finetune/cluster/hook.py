@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from airflow_provider_finetune.cluster.asked import asked
 from airflow_provider_finetune.cluster.client import REQUEST_SECONDS, ClusterClient
 from airflow_provider_finetune.cluster.echoes import sent_values
 from airflow_provider_finetune.cluster.logs import LogTail
-from airflow_provider_finetune.cluster.refusals import Refused, foreign, refused, trainer_too_old, wrong_setting
+from airflow_provider_finetune.cluster.refusals import Refused
 from airflow_provider_finetune.launchers.kinds import KINDS, TRAINJOB, Kind
-from airflow_provider_finetune.launchers.observed import DOMAIN, FOLLOWER, IDENTITY, TRY_NUMBER, is_silent
-from airflow_provider_finetune.launchers.trainjob import TrainerApi, forms_with
-from airflow_provider_finetune.settings import setting
+from airflow_provider_finetune.launchers.observed import FOLLOWER, TRY_NUMBER, is_silent
 
 API = "/apis/trainer.kubeflow.org/v1alpha1"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -37,8 +35,6 @@ SILENT_SECONDS = 150.0
 _PODS_POLL_SECONDS = (0.5, 5.0)
 _ENDED = ("Succeeded", "Failed")
 _GONE = ("not_found", "conflict")
-_trainer_api: dict[str, TrainerApi] = {}
-"""Form of a TrainJob that the Trainer behind each connection took last."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +133,16 @@ class TrainingHook:
 
         :param selector: label and value of each.
         """
-        return await self._items(self._jobs, {"labelSelector": _selector({**selector, **dict(self.kind.selector)})})
+        return await self._items(
+            self.kind.resource, {"labelSelector": _selector({**selector, **dict(self.kind.selector)})}
+        )
 
     async def job(self, name: str) -> dict[str, Any] | None:
         """Return a job, or ``None`` where there is none of this name.
 
         :param name: its name.
         """
-        return await self._maybe(self._path(self._jobs, name))
+        return await self._maybe(self.path(self.kind.resource, name))
 
     async def runtime(self, kind: str, name: str) -> dict[str, Any] | None:
         """Return a training runtime, or ``None`` where the connection has no right to read it.
@@ -154,78 +152,13 @@ class TrainingHook:
         :raises Refused: e.g. there is none of this name.
         """
         whole_cluster = f"{API}/clustertrainingruntimes/{quote(name, safe='')}"
-        path = whole_cluster if kind == "ClusterTrainingRuntime" else self._path("trainingruntimes", name)
+        path = whole_cluster if kind == "ClusterTrainingRuntime" else self.path("trainingruntimes", name)
         try:
             return await self.request("GET", path)
         except Refused as error:
             if error.status != 403:
                 raise
         return None
-
-    async def ensure_config_map(self, manifest: Mapping[str, Any]) -> None:
-        """Make a ConfigMap unless it is there, in one request; one of the same name and other content is an error.
-
-        :param manifest: the ConfigMap, immutable.
-        :raises Refused: e.g. there is one with other content.
-        """
-        path = self._path("configmaps", manifest["metadata"]["name"])
-        try:
-            await self.request("PATCH", path, query={"fieldManager": DOMAIN}, body=manifest)
-        except Refused as error:
-            # Another one's fields, or an immutable field that would change.
-            if error.status not in (409, 422):
-                raise
-            what = asked(self.conn_id, "PATCH", path)
-            raise refused(what, foreign(what, "its content is another"), status=409) from error
-
-    async def create_trainjob(self, render: Callable[[TrainerApi], Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a TrainJob and return it; one of the same name and identity, made by another process, is as good.
-
-        The newest form is tried first and the older one where the Trainer does not know it; which one it took is
-        remembered in this process, and ``[finetune] trainer_api`` says it beforehand.
-
-        :param render: gives the manifest in a form.
-        :raises Refused: e.g. the Trainer is too old, or the name is a stranger's.
-        """
-        forms = _forms(self.conn_id)
-        ruled_out: set[TrainerApi] = set()
-        for form in forms:
-            if form in ruled_out:
-                continue
-            try:
-                job = await self.create(render(form))
-            except Refused as error:
-                without = [forms_with(field) for field in error.fields]
-                # A field that all forms have, or none, is somebody's mistake, and each would be refused for it.
-                if error.cause != "unknown_field" or not all(without) or len(forms) == 1:
-                    raise
-                ruled_out.update(*without)
-                refusal = error
-            else:
-                _trainer_api[self.conn_id] = form
-                return job
-        raise refused(refusal.where, trainer_too_old(self.conn_id), status=refusal.status) from refusal
-
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a job and return it; one of the same name and identity, made by another process, is as good.
-
-        :param manifest: the object.
-        :raises Refused: e.g. the name is a stranger's.
-        """
-        try:
-            return await self.request(
-                "POST", self._path(self._jobs), query={"fieldValidation": "Strict"}, body=manifest
-            )
-        except Refused as error:
-            if error.cause != "exists":
-                raise
-        path = self._path(self._jobs, manifest["metadata"]["name"])
-        found = await self.request("GET", path)
-        labels = [(job["metadata"].get("labels") or {}).get(IDENTITY) for job in (manifest, found)]
-        if not labels[0] or labels[0] != labels[1]:
-            what = asked(self.conn_id, "POST", path)
-            raise refused(what, foreign(what, f"its label {IDENTITY} is {labels[1]!r}"), status=409)
-        return found
 
     async def delete_job(self, name: str, uid: str) -> None:
         """Delete a job and let its pods end; one that is gone, or another of its name, is left alone.
@@ -237,7 +170,7 @@ class TrainingHook:
         """
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
-        await self._unless_gone(self.request("DELETE", self._path(self._jobs, name), body=body))
+        await self._unless_gone(self.request("DELETE", self.path(self.kind.resource, name), body=body))
 
     async def end_job(self, name: str, uid: str, follower: str) -> bool:
         """Delete a job as :meth:`delete_job` does, unless another try waits for it by now; return whether none does.
@@ -263,7 +196,7 @@ class TrainingHook:
         :param value: of the annotation.
         """
         body = {"metadata": {"uid": uid, "annotations": {annotation: value}}}
-        await self._unless_gone(self.request("PATCH", self._path(self._jobs, name), body=body))
+        await self._unless_gone(self.request("PATCH", self.path(self.kind.resource, name), body=body))
 
     async def pods(self, selector: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the pods with these labels, also of TrainJobs that have been deleted.
@@ -301,7 +234,7 @@ class TrainingHook:
         :param limit_bytes: how much is kept at most.
         :raises Refused: e.g. the right to read logs is missing.
         """
-        path = f"{self._path('pods', pod_name)}/log"
+        path = f"{self.path('pods', pod_name)}/log"
         query = {"container": self.kind.container, "tailLines": str(lines), "timestamps": "true"}
         tail, read = b"", 0
         try:
@@ -357,7 +290,7 @@ class TrainingHook:
         :param after: ``metadata.continue`` of the page before, where there is one.
         """
         query = {"labelSelector": _selector(selector), "limit": str(PAGE), **({"continue": after} if after else {})}
-        return await self.request("GET", self._path(resource), query=query)
+        return await self.request("GET", self.path(resource), query=query)
 
     async def watch(
         self, resource: str, selector: Mapping[str, str | None], resource_version: str
@@ -380,7 +313,7 @@ class TrainingHook:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         }
-        path, rest = self._path(resource), b""
+        path, rest = self.path(resource), b""
         what = asked(self.conn_id, "GET", path, watch=True)
         limits = {"timeout": seconds + 30, "silence": SILENT_SECONDS}
         async with self._client.answer(what, "GET", path, query=query, **limits) as answer:
@@ -391,12 +324,8 @@ class TrainingHook:
                     if line.strip():
                         yield json.loads(line)
 
-    @property
-    def _jobs(self) -> str:
-        return self.kind.resource
-
     async def _items(self, resource: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        return list((await self.request("GET", self._path(resource), query=query)).get("items") or ())
+        return list((await self.request("GET", self.path(resource), query=query)).get("items") or ())
 
     async def _maybe(self, path: str) -> dict[str, Any] | None:
         try:
@@ -406,7 +335,12 @@ class TrainingHook:
                 raise
         return None
 
-    def _path(self, resource: str, name: str | None = None) -> str:
+    def path(self, resource: str, name: str | None = None) -> str:
+        """Return where objects of the namespace are, or one of them.
+
+        :param resource: their plural.
+        :param name: of one.
+        """
         api = API if resource in ("trainjobs", "trainingruntimes") else "/api/v1"
         path = f"{api}/namespaces/{quote(self.namespace, safe='')}/{resource}"
         return f"{path}/{quote(name, safe='')}" if name else path
@@ -422,17 +356,6 @@ class TrainingHook:
 
 def _own_namespace() -> str:
     return POD_NAMESPACE.read_text(encoding="utf-8").strip() if POD_NAMESPACE.is_file() else ""
-
-
-def _forms(conn_id: str) -> list[TrainerApi]:
-    """Return the forms of a TrainJob in the order in which they are tried."""
-    said = setting("trainer_api")
-    if said and said not in {form.value for form in TrainerApi}:
-        cure = f"Set it to {' or '.join(form.value for form in TrainerApi)}, or leave it out"
-        raise wrong_setting("trainer_api", said, "is no form of a TrainJob", cure)
-    if said:
-        return [TrainerApi(said)]
-    return sorted(TrainerApi, key=lambda form: form is not _trainer_api.get(conn_id))
 
 
 def _can_write(pod: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
+from airflow_provider_finetune.cluster import making
 from airflow_provider_finetune.cluster.diagnosis import outcome_of
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
@@ -136,13 +137,13 @@ class Submission:
         request = self._request
         runtime = None if hook.kind is POD else await self._runtime(hook)
         if request.runner == "configmap":
-            await hook.ensure_config_map(runner_config_map(hook.namespace))
+            await making.ensure_config_map(hook, runner_config_map(hook.namespace))
         self.stop_where_ended()
         if hook.kind is POD:
-            return hook.kind.read(await hook.create(self._pods.pod(pod.render(request))))
+            return hook.kind.read(await making.create_job(hook, self._pods.pod(pod.render(request))))
         once = {RUNS_ONCE: str(runs_once(runtime)).lower()}
         request = replace(request, annotations={**request.annotations, **once})
-        return hook.kind.read(await hook.create_trainjob(lambda form: trainjob.render(request, form)))
+        return hook.kind.read(await making.create_trainjob(hook, lambda form: trainjob.render(request, form)))
 
     async def _runtime(self, hook: TrainingHook) -> dict[str, Any] | None:
         request = self._request

@@ -12,6 +12,7 @@ PROGRAM = """\
 # Ends as the test says, and saves a checkpoint, which takes a while, where it is told to end before.
 here=$(dirname "$0")
 trap 'sleep 2; echo "$HOSTNAME" >> "$here/saved"; exit 143' TERM
+echo "$HOSTNAME" >> "$here/begun"
 until [ -f "$here/outcome.json" ]; do sleep 0.1; done
 cat "$here/outcome.json" > /dev/termination-log
 ! grep -q '"status":"failed"' "$here/outcome.json"
@@ -60,10 +61,20 @@ class StandIn:
         """Let what begins to train do so until it is ended."""
         (self._folder / "outcome.json").unlink()
 
+    def has_begun(self, pod: str) -> bool:
+        """Whether this pod would save when it is told to end: it is ``Running`` a moment before.
+
+        :param pod: its name, which begins with its host name.
+        """
+        return self._is_in("begun", pod)
+
     def has_saved(self, pod: str) -> bool:
         """Whether this pod has saved a checkpoint when it was told to end.
 
         :param pod: its name, which begins with its host name.
         """
-        file = self._folder / "saved"
+        return self._is_in("saved", pod)
+
+    def _is_in(self, name: str, pod: str) -> bool:
+        file = self._folder / name
         return file.exists() and any(pod.startswith(host) for host in file.read_text().split())

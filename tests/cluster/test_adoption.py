@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_finetune.cluster import follow
+from airflow_provider_finetune.cluster import follow, making
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.contract.outcome import Failure
 from airflow_provider_finetune.contract.spec import TrainingSpec
@@ -50,13 +50,13 @@ def test_a_job_whose_try_crashed_before_it_was_deferred_is_followed_by_the_next(
     tries: Tries, program: StandIn, jobs: Jobs, told: Told, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        create = TrainingHook.create
+        create = making.create_job
 
-        async def ending(self: TrainingHook, manifest: Any) -> Any:
-            await create(self, manifest)
+        async def ending(hook: TrainingHook, manifest: Any) -> Any:
+            await create(hook, manifest)
             raise Crash
 
-        patch.setattr(TrainingHook, "create", ending)
+        patch.setattr(making, "create_job", ending)
         with pytest.raises(Crash):
             tries.next().submit()
     second = tries.next()

@@ -251,6 +251,7 @@ def test_in_whatever_way_a_task_is_ended_its_pod_has_saved_and_is_gone_within_it
         airflow.wait_for_state(dag, runs[way], "train", "running" if "blocks" in dag else "deferred")
         (jobs[way],) = wait(lambda way=way: observed.jobs(runs[way]), f"job of {way!r}")
         (pods[way],) = wait(lambda way=way: observed.pods(jobs[way], phase="Running"), f"pod of {way!r}")
+        wait(lambda way=way: program.has_begun(pods[way]), f"program of {way!r}")
     for way, (_, end) in WAYS.items():
         end(airflow, dags[way], runs[way])
     for way, job in jobs.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_finetune.cluster import hook as hook_module
+from airflow_provider_finetune.cluster import making
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.launchers.observed import DELIVERED, IDENTITY
 from airflow_provider_finetune.launchers.trainjob import TrainerApi
@@ -39,7 +39,7 @@ def manifest(form: TrainerApi) -> dict[str, Any]:
 def test_each_trainer_gets_the_form_that_it_takes(trainer_api: TrainerAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"kube_config_path": str(trainer_api.kubeconfig)}
     monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-    monkeypatch.setattr(hook_module, "_trainer_api", {})
+    monkeypatch.setattr(making, "_trainer_api", {})
     tried = []
 
     def render(form: TrainerApi) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def test_each_trainer_gets_the_form_that_it_takes(trainer_api: TrainerAPI, monke
 
     async def life() -> None:
         async with TrainingHook("cluster", "default") as hook:
-            made = await hook.create_trainjob(render)
+            made = await making.create_trainjob(hook, render)
             uid = made["metadata"]["uid"]
-            assert await hook.create_trainjob(render) == made  # the name is taken, by ourselves
+            assert await making.create_trainjob(hook, render) == made  # the name is taken, by ourselves
             for other in ("11111111-2222-3333-4444-555555555555", uid):
                 assert await hook.job("tune")
                 await hook.mark("tune", other, DELIVERED)

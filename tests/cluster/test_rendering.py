@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_finetune.cluster import hook as hook_module
+from airflow_provider_finetune.cluster import making
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.launchers import pod
 from airflow_provider_finetune.launchers.container import runner_config_map
@@ -82,7 +82,7 @@ def test_a_submission_finds_the_form_by_itself_within_five_requests(
     kubectl = partial(controllers.kubectl, trainer_api.programs, trainer_api.kubeconfig)
     kubectl("apply", "--filename=-", stdin=json.dumps(runtime.load(train_python)))
     connect(trainer_api.kubeconfig, "bare")
-    monkeypatch.setattr(hook_module, "_trainer_api", {})
+    monkeypatch.setattr(making, "_trainer_api", {})
     form = FORMS[trainer_api.version]
     request = carried_by(form, FULL)
 
@@ -100,8 +100,8 @@ def test_a_submission_finds_the_form_by_itself_within_five_requests(
         async with TrainingHook("bare", "default") as hook:
             await hook.list_jobs({IDENTITY: request.labels[IDENTITY]})
             await hook.runtime(request.runtime_kind, request.runtime)
-            await hook.ensure_config_map(runner_config_map(hook.namespace))
-            return await hook.create_trainjob(lambda form: render(carried_by(form, request), form))
+            await making.ensure_config_map(hook, runner_config_map(hook.namespace))
+            return await making.create_trainjob(hook, lambda form: render(carried_by(form, request), form))
 
     before = requests()
     made = asyncio.run(submit())

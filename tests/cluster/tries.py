@@ -213,6 +213,10 @@ def jobs(observed: Observer, run_id: str) -> Jobs:
 
 
 @pytest.fixture
-def running(observed: Observer, wait: Callable[..., Any]) -> Running:
-    """Wait until a job's pod runs; return the pod's name."""
-    return lambda job: wait(lambda: observed.pods(job, phase="Running"), f"pod of {job}")[0]
+def running(observed: Observer, program: StandIn, wait: Callable[..., Any]) -> Running:
+    """Wait until the program of a job's pod runs; return the pod's name."""
+
+    def begun(job: str) -> list[str]:
+        return [pod for pod in observed.pods(job, phase="Running") if program.has_begun(pod)]
+
+    return lambda job: wait(lambda: begun(job), f"pod of {job}")[0]

@@ -17,7 +17,7 @@ import kmock
 import pytest
 from aiohttp.test_utils import RawTestServer
 
-from airflow_provider_finetune.cluster import hook as hook_module
+from airflow_provider_finetune.cluster import making
 from airflow_provider_finetune.cluster.hook import TrainingHook
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/ml/trainjobs"
@@ -130,7 +130,7 @@ def call(
     kubeconfig: Callable[..., Path], connection: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[TrainingHook], Any]], Any]:
     """Run a coroutine function with a hook of namespace ``ml`` whose connection leads to the server."""
-    monkeypatch.setattr(hook_module, "_trainer_api", {})  # each test is a new process
+    monkeypatch.setattr(making, "_trainer_api", {})  # each test is a new process
     connection(kube_config_path=str(kubeconfig()))
 
     def run(use: Callable[[TrainingHook], Any], *, pauses: tuple[float, ...] = ()) -> Any:

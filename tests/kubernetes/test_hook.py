@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_finetune.cluster import hook as hook_module
+from airflow_provider_finetune.cluster import making
 from airflow_provider_finetune.cluster.hook import TrainingHook
 from airflow_provider_finetune.cluster.refusals import Refused
 from airflow_provider_finetune.exceptions import AirflowFailException
@@ -63,8 +64,8 @@ def test_a_training_starts_after_four_requests_and_five_the_first_time(api: ApiS
     async def start(hook: TrainingHook) -> Any:
         await hook.list_jobs({IDENTITY: "i1"})
         await hook.runtime("ClusterTrainingRuntime", "training-hub")
-        await hook.ensure_config_map(CONFIG_MAP)
-        return await hook.create_trainjob(render)
+        await making.ensure_config_map(hook, CONFIG_MAP)
+        return await making.create_trainjob(hook, render)
 
     assert call(start) == made
     assert api.asked == [
@@ -88,7 +89,7 @@ def test_an_older_trainer_gets_the_older_form_and_is_remembered(api: ApiServer, 
     api.answer(f"post {JOBS}", created)
 
     async def twice(hook: TrainingHook) -> Any:
-        return [await hook.create_trainjob(render), await hook.create_trainjob(render)]
+        return [await making.create_trainjob(hook, render), await making.create_trainjob(hook, render)]
 
     assert [list(spec)[1] for spec in call(twice)] == ["podTemplateOverrides"] * 2
     assert len(api.asked) == 3
@@ -100,14 +101,14 @@ def test_a_form_between_the_two_is_found(api: ApiServer, call: Call) -> None:
         f"post {JOBS}",
         lambda request: unknown(deep) if request.data["spec"]["runtimePatches"] == ["runtimePatches"] else request.data,
     )
-    made = call(lambda hook: hook.create_trainjob(render))
+    made = call(lambda hook: making.create_trainjob(hook, render))
     assert made["spec"]["runtimePatches"] == ["runtimePatches-2.2"]
 
 
 def test_a_setting_skips_the_question(api: ApiServer, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__FINETUNE__TRAINER_API", "podTemplateOverrides")
     api.answer(f"post {JOBS}", lambda request: request.data)
-    assert "podTemplateOverrides" in call(lambda hook: hook.create_trainjob(render))["spec"]
+    assert "podTemplateOverrides" in call(lambda hook: making.create_trainjob(hook, render))["spec"]
     assert len(api.asked) == 1
 
 
@@ -125,7 +126,7 @@ def test_a_trainer_that_takes_no_form_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__FINETUNE__TRAINER_API", setting)
     api.answer(f"post {JOBS}", unknown(*fields))
-    error = error_of(call, lambda hook: hook.create_trainjob(render))
+    error = error_of(call, lambda hook: making.create_trainjob(hook, render))
     assert error.cause == cause
     assert isinstance(error, AirflowFailException)
     assert all(field in str(error) for field in fields if cause == "unknown_field")
@@ -141,27 +142,27 @@ def test_a_job_that_another_process_of_this_try_has_made_is_followed(api: ApiSer
     ours = {"metadata": {"name": "tune", "uid": "u1", "labels": {IDENTITY: "i1"}}}
     api.answer(f"post {JOBS}", EXISTS)
     api.answer(f"get {JOBS}/tune", ours)
-    assert call(lambda hook: hook.create_trainjob(render)) == ours
+    assert call(lambda hook: making.create_trainjob(hook, render)) == ours
 
 
 @pytest.mark.parametrize("labels", [{IDENTITY: "i2"}, {}, None])
 def test_a_strangers_job_of_this_name_is_an_error_that_names_it(api: ApiServer, call: Call, labels: Any) -> None:
     api.answer(f"post {JOBS}", EXISTS)
     api.answer(f"get {JOBS}/tune", {"metadata": {"name": "tune", "labels": labels}})
-    error = error_of(call, lambda hook: hook.create_trainjob(render))
+    error = error_of(call, lambda hook: making.create_trainjob(hook, render))
     assert "TrainJob 'tune' exists already in namespace 'ml' and is not of this task" in str(error)
 
 
 def test_a_job_that_is_being_deleted_is_worth_a_retry(api: ApiServer, call: Call) -> None:
     api.answer(f"post {JOBS}", status(409, "AlreadyExists", 'object is being deleted: trainjobs "tune" already exists'))
-    error = error_of(call, lambda hook: hook.create_trainjob(render))
+    error = error_of(call, lambda hook: making.create_trainjob(hook, render))
     assert not isinstance(error, AirflowFailException)
 
 
 def test_what_an_admission_check_echoes_is_in_no_part_of_the_error(api: ApiServer, call: Call) -> None:
     denied = f'admission webhook "v" denied the request: spec.trainer.env: Invalid value: [{{"value":"{SECRET}"}}]: no'
     api.answer(f"post {JOBS}", status(403, "Forbidden", denied))
-    error: BaseException | None = error_of(call, lambda hook: hook.create_trainjob(render))
+    error: BaseException | None = error_of(call, lambda hook: making.create_trainjob(hook, render))
     while error:
         assert SECRET not in f"{error} {error.args}"
         error = error.__cause__ or error.__context__
@@ -170,7 +171,7 @@ def test_what_an_admission_check_echoes_is_in_no_part_of_the_error(api: ApiServe
 @pytest.mark.parametrize("answer", [status(409, "Conflict", "…"), status(422, "Invalid", "field is immutable")])
 def test_a_config_map_with_other_content_is_not_run(api: ApiServer, call: Call, answer: Any) -> None:
     api.answer(f"patch {CORE}/configmaps/runner-abc", answer)
-    error = error_of(call, lambda hook: hook.ensure_config_map(CONFIG_MAP))
+    error = error_of(call, lambda hook: making.ensure_config_map(hook, CONFIG_MAP))
     assert "ConfigMap 'runner-abc' exists already in namespace 'ml' and is not of this task" in str(error)
 
 
@@ -430,7 +431,7 @@ def test_a_refusal_that_breaks_off_says_nothing(api: ApiServer, call: Call) -> N
     api.answer(f"post {JOBS}", half, EXISTS, headers={"Content-Type": "application/json"})
     made = {"metadata": {"name": "tune", "uid": "u1", "labels": {IDENTITY: "i1"}}}
     api.answer(f"get {JOBS}/tune", made)
-    assert call(lambda hook: hook.create_trainjob(render), pauses=(0.01,)) == made
+    assert call(lambda hook: making.create_trainjob(hook, render), pauses=(0.01,)) == made
 
 
 def test_a_server_asks_for_time_and_gets_it(api: ApiServer, call: Call) -> None:
