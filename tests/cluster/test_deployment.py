@@ -222,7 +222,7 @@ def test_clearing_a_task_that_waits_ends_its_training_and_begins_a_new_one(airfl
     wait(lambda: observed.jobs(run) not in ([job], []), "new job")
     (new,) = wait(lambda: job not in (found := observed.jobs(run)) and found, "end of the old job")
     wait(lambda: observed.pods(new, phase="Running"), "pod of the new job")
-    assert not observed.pods(job)
+    assert not observed.pods(job, phase="Running")
     assert airflow.task("endless", run, "train")["state"] == "deferred"
     airflow.mark("endless", run, "train", "failed")
 
