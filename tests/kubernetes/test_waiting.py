@@ -54,6 +54,9 @@ WAITING: list[tuple[dict[str, Any], str, int]] = [
     (waiting("CreateContainerConfigError", 'configmap "nocm" not found'), "config_map_missing", 1),
     (waiting("CreateContainerConfigError", "image will run as root"), "container_config", 1),
     (waiting("CreateContainerConfigError", "failed to sync secret cache: timed out"), "node_slow", 0),
+    (waiting("CreateContainerConfigError", "services have not yet been read at least once, cannot"), "node_slow", 0),
+    (waiting("CreateContainerConfigError", 'object "ml"/"keys" not registered'), "node_slow", 0),
+    (waiting("CreateContainerConfigError", 'secrets "k" is forbidden: User "system:node:n1" can'), "node_slow", 0),
     (waiting("RunContainerError", 'exec: "/no/such/binary": no such file or directory'), "program_missing", 1),
     (waiting("ContainerCreating"), "slow_start", 0),
 ]  # fmt: skip
