@@ -366,6 +366,7 @@ def test_a_worker_that_dies_leaves_its_job_to_the_next_try(airflow, observed, wa
 
 def test_a_worker_that_hangs_and_goes_on_ends_nothing_that_the_next_try_has_taken_over(airflow, observed, wait):
     run = airflow.run("blocks")
+    airflow.wait_for_state("blocks", run, "train", "running")
     wait(lambda: QUEUED in airflow.log("blocks", run, "train"), "job")
     (job,) = observed.jobs(run)
     airflow.hang_worker_of("blocks", run, "train", seconds=45)
