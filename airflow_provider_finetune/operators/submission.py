@@ -107,8 +107,11 @@ class Submission:
             return
         # The work directory is theirs too. A pod outlives its job for its grace period; a TrainJob may have none yet.
         same_task = {IDENTITY: self._identity}
-        if hook.kind is POD or await hook.pods_that_stay(same_task, timeout=0):
+        stay = await hook.pods_that_stay(same_task, timeout=0)
+        if hook.kind is POD or stay:
             await self._delete(*await self._of_other_launchers(hook))
+            if stay:
+                self._log.info("Waiting for the end of what an earlier try has left: %s", ", ".join(stay))
             stay = await hook.pods_that_stay(same_task, _PODS_END_SECONDS)
             if stay:
                 raise training_error(_pods_stay(stay), f"kubectl --namespace {hook.namespace} get pods")

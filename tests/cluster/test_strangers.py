@@ -12,9 +12,9 @@ from airflow_provider_finetune.launchers.identity import job_name
 from tests.cluster.bed.node import PAUSE_IMAGE
 from tests.cluster.observer import OURS, Observer
 from tests.cluster.stand_in import SUCCESS, StandIn
-from tests.cluster.tries import LAUNCHERS, Tries, program, run_id, tries
+from tests.cluster.tries import LAUNCHERS, Running, Tries, program, run_id, running, tries
 
-__all__ = ["program", "run_id", "tries"]
+__all__ = ["program", "run_id", "running", "tries"]
 
 Stranger = Callable[..., dict[str, Any]]
 
@@ -68,10 +68,17 @@ def test_a_name_that_a_stranger_has_is_an_error_and_his_job_stays(tries: Tries, 
 @both
 @pytest.mark.parametrize("copied", [(f"{OURS}/task",), (f"{OURS}/identity",), (f"{OURS}/identity", f"{OURS}/whole")])
 def test_a_strangers_job_with_labels_of_ours_is_neither_followed_nor_deleted(
-    tries: Tries, program: StandIn, observed: Observer, stranger: Stranger, copied: tuple[str, ...], launcher: str
+    tries: Tries,
+    program: StandIn,
+    observed: Observer,
+    running: Running,
+    stranger: Stranger,
+    copied: tuple[str, ...],
+    launcher: str,
 ):
     first = tries.next()
     ours = first.submit()
+    running(ours)
     labels = {
         name: observed.workload(ours)["metadata"]["labels"][name] for name in ("app.kubernetes.io/managed-by", *copied)
     }

@@ -143,7 +143,9 @@ def test_a_pace_of_reads_that_is_none_is_said_before_anything_is_made(
     assert not api.asked
 
 
-def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(api: ApiServer) -> None:
+def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(
+    api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     let_submit(api)
     no_own_pod: dict[str, Any] = {"items": []}
     api.answer(f"get {CORE}/pods", pods("Running"), no_own_pod, pods("Running"), pods("Failed"))
@@ -151,6 +153,7 @@ def test_a_next_try_waits_for_the_pods_of_those_before_it_whose_jobs_are_gone(ap
         Task().execute(context(try_number=2))
     assert api.asked[:5] == [f"GET {JOBS}", *[f"GET {CORE}/pods"] * 4]
     assert api.asked[-1] == f"POST {JOBS}"
+    assert caplog.text.count("Waiting for the end of what an earlier try has left: old-node-0-0-x") == 1
     assert api.requests[1].params == api.requests[0].params  # the label of the task instance
 
 
