@@ -12,6 +12,7 @@ from typing import Any
 from airflow_provider_finetune.launchers.observed import DOMAIN, JOB, WHOLE
 from tests.faults.arena import SENT, Arena
 from tests.faults.record import Left, Program, Record, Task
+from tests.faults.verdict import owned_by_nobody
 
 PARTS = {"succeeds": 6, "breaks once": 2, "fails": 1, "dies once": 1}
 """Of ten tasks."""
@@ -67,8 +68,18 @@ class Batch:
         return len(states) == len(self.tasks) and set(states) <= FINAL
 
     def record(self) -> Record:
-        """Return what has been seen of it, once pods have had time to end and to be collected as garbage."""
-        _wait(self._has_settled, 90)
+        """Return what has been seen of it, once what goes by itself is gone.
+
+        A pod does so after its end, and a job after Airflow has noted the success.
+        """
+        record = self._record()
+        end = time.monotonic() + 90
+        while any(owned_by_nobody(record)) and time.monotonic() < end:
+            time.sleep(1)
+            record = self._record()
+        return record
+
+    def _record(self) -> Record:
         told = {task["map_index"]: task for task in self._where.airflow.tasks(self.dag, self._run_id)}
         return Record(
             tasks=[self._told(task, told.get(index, {})) for index, task in enumerate(self.tasks)],
@@ -76,11 +87,6 @@ class Batch:
             made=self._made(),
             left=self._left(),
         )
-
-    def _has_settled(self) -> bool:
-        left = self._left()
-        jobs = {each.name for each in left if each.kind != "Pod"}
-        return all(each.ended and each.job in jobs for each in left)
 
     def _told(self, task: Task, told: dict[str, Any]) -> Task:
         airflow, index = self._where.airflow, task.number - self.first

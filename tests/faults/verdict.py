@@ -35,7 +35,7 @@ def violations(record: Record) -> list[str]:
     for task in record.tasks:
         found += [f"task {task.number} ({task.part}): {what}" for what in _outcome(task, programs[task.number])]
         found += [f"task {task.number} ({task.part}): {what}" for what in _runs(task, programs[task.number])]
-    return [*found, *_made_twice(record), *_owned_by_nobody(record), *(f"a secret is in {x}" for x in record.shown)]
+    return [*found, *_made_twice(record), *owned_by_nobody(record), *(f"a secret is in {x}" for x in record.shown)]
 
 
 def _outcome(task: Task, programs: list[Program]) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _made_twice(record: Record) -> Iterator[str]:
     return (f"{name} was made {times} times" for name, times in Counter(record.made).items() if times > 1)
 
 
-def _owned_by_nobody(record: Record) -> Iterator[str]:
+def owned_by_nobody(record: Record) -> Iterator[str]:
     """What is left has ended, and somebody keeps it: a task that has failed, or one that has said what it left."""
     tasks = {task.number: task for task in record.tasks}
     jobs = {left.name for left in record.left if left.kind != "Pod"}
