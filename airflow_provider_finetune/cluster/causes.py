@@ -92,8 +92,8 @@ POD_RULES = (
     Rule(
         "CreateContainerConfigError|RunContainerError|CreateContainerError",
         # What a kubelet says that has just started, or whose API server has.
-        'failed to sync|not yet been read|not registered|user "system:node:|dial tcp|'
-        "connection re(fused|set)|EOF|timed out|deadline exceeded|failed to reserve",
+        r'failed to sync|not yet been read|not registered|user "system:node:|dial tcp|'
+        r"connection re(fused|set)|\bEOF\b|timed out|deadline exceeded|failed to reserve",
         "node_slow",
         "The node does not get on with the container",
         "See the node's kubelet; it is tried again all the time",

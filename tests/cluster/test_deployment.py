@@ -28,9 +28,9 @@ from tests.cluster.bed.cluster import Cluster
 from tests.cluster.conftest import by_pod
 from tests.cluster.observer import Observer
 from tests.cluster.stand_in import FAILURE, StandIn
+from tests.cluster.tries import LAUNCHERS
 
 QUEUED, RUNNING = "queued: the queue holds", "running on"
-LAUNCHERS = ["trainjob", "pod"]
 WORKER, TRIGGERER, BOTH = "finetune-worker", "finetune-triggerer", "finetune-both"
 
 DAG_FILE = '''

@@ -1,4 +1,4 @@
-"""Lines of JSON read by Arrow where it reads them as Python does: as strictly, and in a third of the time."""
+"""Lines of JSON read by Arrow where it reads them as Python does, or more strictly."""
 
 from __future__ import annotations
 
